@@ -1,0 +1,36 @@
+"""Shared fixtures: CPU platform, the optional folder of recorded fixtures."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+
+import pytest
+
+REPO = Path(__file__).resolve().parent.parent
+SHARED = REPO.parent / "shared"
+
+
+def _shared(*parts: str) -> Path:
+    path = SHARED.joinpath(*parts)
+    if not path.exists():
+        pytest.skip(f"recorded fixtures not present: {'/'.join(('../shared', *parts))}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def repo() -> Path:
+    return REPO
+
+
+@pytest.fixture(scope="session")
+def golden_ltu() -> Path:
+    """Folder of recorded outputs of the official LTU code; the test is skipped where it is absent."""
+    return _shared("golden", "ltu")
+
+
+@pytest.fixture(scope="session")
+def shared_sounds() -> Path:
+    """Folder of labelled recordings (with `manifest.csv`); the test is skipped where it is absent."""
+    return _shared("sounds")
