@@ -1,0 +1,160 @@
+"""The contract between data and models: parts, a system's layout of them, rows and batches.
+
+An example is a list of parts, text or audio. A system's `Layout` is a value that says how parts become one row of decoder
+positions; `Batch` is what a training or generation step takes. All shapes are fixed (lengths come in buckets), all indices
+are data, so that assembling audio and text into one sequence is a single gather.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+Array = Any
+
+
+@dataclass(frozen=True)
+class Text:
+    """A piece of text; `loss` marks what the model is to learn to say."""
+
+    text: str
+    loss: bool = False
+
+
+@dataclass(frozen=True)
+class Audio:
+    """The place where the example's clip number `clip` is heard."""
+
+    clip: int = 0
+
+
+Part = Text | Audio
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a system writes parts into one row; a value in a config, so that data code needs no model.
+
+    Attributes:
+        bos: `after_audio` puts BOS between leading audio and text (LTU: `[audio][bos][text]`); `first` opens the row
+            with it (MATS, APT).
+        indicators: number of learnt vectors written before each clip (APT's `[AUDIO]` is one).
+        eos: whether a row that ends in learnt text ends in EOS.
+        max_text_tokens: text tokens a row may hold, BOS counted and audio not; longer text is cut (LTU's cutoff_len).
+        loss_on: `all` text is learnt (LTU trains on the instruction too), or the `answer` alone (parts with `loss`).
+    """
+
+    bos: Literal["first", "after_audio"] = "first"
+    indicators: int = 0
+    eos: bool = True
+    max_text_tokens: int = 512
+    loss_on: Literal["all", "answer"] = "answer"
+
+
+@dataclass
+class Row:
+    """One unpadded row: arrays over its `n` decoder positions, and the clips that it hears, in slot order.
+
+    `targets[i]` is the token that position `i` predicts, counted with `loss_weight[i]` (0 or 1).
+    `audio_index[i]` points into the row's flattened slots x tokens, -1 for text; `indicator_index` likewise.
+    """
+
+    tokens: np.ndarray
+    audio_index: np.ndarray
+    indicator_index: np.ndarray
+    targets: np.ndarray
+    loss_weight: np.ndarray
+    penalty_mask: np.ndarray
+    clips: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class Batch:
+    """Fixed-shape input of a step: B rows, L decoder positions, A audio slots of T aligner tokens each.
+
+    Attributes:
+        tokens: int32 [B, L] token ids (0 where audio or padding stands).
+        positions: int32 [B, L] rotary positions; data, so that any published numbering can be expressed.
+        q_segment_ids, kv_segment_ids: int32 [B, L]; a key is seen iff its id is not 0, equals the query's, and it is
+            not later than the query.
+        targets: int32 [B, L] next token of each position; loss_weight: float32 [B, L].
+        audio_index: int32 [B, L] into the row's A*T aligner tokens, -1 for text.
+        indicator_index: int32 [B, L] into the model's learnt indicator vectors, -1 for none.
+        penalty_mask: bool [B, L] tokens whose ids a repetition penalty sees.
+        audio: float [B, A, ...] one encoder window (front-end frames or precomputed features) a slot; None if no row
+            hears anything.
+        audio_clip: int32 [B, A] which clip of the row a slot belongs to, -1 for an empty slot.
+        aligner_tokens, aligner_mask: int32 and bool [B, A, La] for aligners that read text, else None.
+    """
+
+    tokens: Array
+    positions: Array
+    q_segment_ids: Array
+    kv_segment_ids: Array
+    targets: Array
+    loss_weight: Array
+    audio_index: Array
+    indicator_index: Array
+    penalty_mask: Array
+    audio: Array | None = None
+    audio_clip: Array | None = None
+    aligner_tokens: Array | None = None
+    aligner_mask: Array | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows B, positions L)."""
+        return self.tokens.shape
+
+    def __getitem__(self, rows: Any) -> Batch:
+        """The same batch for some rows (any index of the leading axis)."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Batch(**{name: None if v is None else v[rows] for name, v in values.items()})
+
+
+def collate(rows: list[Row], length: int, *, slots: int, pad: Literal["right", "left"] = "right") -> Batch:
+    """Stack rows into the text half of a `Batch`; `audio` is added by whoever loads it.
+
+    Args:
+        rows: B rows, none longer than `length`.
+        length: L.
+        slots: A, audio slots a row (0: no audio at all).
+        pad: `right` for training; `left` aligns the last prompt token of all rows to one cache slot for generation.
+
+    Pads carry segment id 0 on both sides, so that no position sees them; positions count true tokens only.
+    """
+    fills = {
+        "tokens": 0,
+        "targets": 0,
+        "loss_weight": 0.0,
+        "audio_index": -1,
+        "indicator_index": -1,
+        "penalty_mask": False,
+    }
+    dtypes = {"loss_weight": np.float32, "penalty_mask": np.bool_}
+    columns = {n: np.full((len(rows), length), f, dtypes.get(n, np.int32)) for n, f in fills.items()}
+    segments, positions = np.zeros((2, len(rows), length), np.int32)
+    clips = np.full((len(rows), slots), -1, np.int32)
+    for b, row in enumerate(rows):
+        if len(row) > length:
+            raise ValueError(f"row of {len(row)} positions in a batch of {length}")
+        place = slice(0, len(row)) if pad == "right" else slice(length - len(row), length)
+        for name, column in columns.items():
+            column[b, place] = getattr(row, name)
+        segments[b, place] = 1
+        positions[b, place] = np.arange(len(row))
+        clips[b, : len(row.clips)] = row.clips
+    return Batch(
+        positions=positions,
+        q_segment_ids=segments,
+        kv_segment_ids=segments.copy(),
+        audio_clip=clips if slots else None,
+        **columns,
+    )
