@@ -49,9 +49,7 @@ def unflatten(like: Module, arrays: Mapping[str, Any]) -> Module:
     missing = [p for p in paths if p not in arrays]
     unknown = sorted(set(arrays) - set(paths))
     if missing or unknown:
-        raise ConfigError(
-            f"arrays do not fit the model: missing {missing or 'none'}, unknown {unknown or 'none'}"
-        )
+        raise ConfigError(f"arrays do not fit the model: missing {missing or 'none'}, unknown {unknown or 'none'}")
     return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(like), [arrays[p] for p in paths])
 
 
