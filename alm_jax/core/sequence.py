@@ -1,8 +1,8 @@
 """The contract between data and models: parts, a system's layout of them, rows and batches.
 
-An example is a list of parts, text or audio. A system's `Layout` is a value that says how parts become one row of decoder
-positions; `Batch` is what a training or generation step takes. All shapes are fixed (lengths come in buckets), all indices
-are data, so that assembling audio and text into one sequence is a single gather.
+An example is a list of parts, text or audio. A system's `Layout` is a value that says how parts become one row of
+decoder positions; `Batch` is what a training or generation step takes. All shapes are fixed (lengths come in buckets),
+all indices are data, so that assembling audio and text into one sequence is a single gather.
 """
 
 from __future__ import annotations
