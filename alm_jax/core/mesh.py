@@ -1,0 +1,129 @@
+"""Meshes and the one place where logical axis names become device axes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from alm_jax.core import axes as ax
+from alm_jax.core import tree
+from alm_jax.core.errors import ConfigError
+
+DATA, FSDP, TENSOR = "data", "fsdp", "tensor"
+MESH_AXES = (DATA, FSDP, TENSOR)
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis; one axis may be -1 and takes the rest.
+
+    Attributes:
+        data: replicas that see different rows.
+        fsdp: rows and parameters both divided (ZeRO-3).
+        tensor: heads, feed-forward units and vocabulary divided.
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Mesh axes of every logical axis name; names absent here are errors, `()` means replicated."""
+
+    mapping: tuple[tuple[str, tuple[str, ...]], ...] = (
+        (ax.LAYERS, ()),
+        (ax.EMBED, (FSDP,)),
+        (ax.HEADS, (TENSOR,)),
+        (ax.KV_HEADS, (TENSOR,)),
+        (ax.MLP, (TENSOR,)),
+        (ax.VOCAB, (TENSOR,)),
+        (ax.LORA, ()),
+        (ax.PATCH, ()),
+        (ax.POSITION, ()),
+        (ax.FEATURES, ()),
+        (ax.BATCH, (DATA, FSDP)),
+        (ax.LENGTH, ()),
+    )
+
+    def spec(self, axes: Sequence[str | None]) -> PartitionSpec:
+        """Partition of an array whose axes have these names.
+
+        Raises:
+            ConfigError: a name is unknown, or two axes of the array ask for one mesh axis.
+        """
+        mapping = dict(self.mapping)
+        unknown = [name for name in axes if name is not None and name not in mapping]
+        if unknown:
+            raise ConfigError(f"logical axes {unknown} have no sharding rule; known: {', '.join(mapping)}")
+        entries = [() if name is None else mapping[name] for name in axes]
+        used = [mesh_axis for entry in entries for mesh_axis in entry]
+        if len(used) != len(set(used)):
+            raise ConfigError(f"axes {tuple(axes)} map to {used}: one mesh axis can divide only one array axis")
+        return PartitionSpec(*(entry if len(entry) > 1 else (entry[0] if entry else None) for entry in entries))
+
+
+DEFAULT_RULES = Rules()
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+    """Mesh with axes `data`, `fsdp`, `tensor` over the given (default: all) devices.
+
+    Raises:
+        ConfigError: the sizes do not multiply to the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = [config.data, config.fsdp, config.tensor]
+    if sizes.count(-1) == 1:
+        known = prod(size for size in sizes if size != -1)
+        sizes[sizes.index(-1)] = len(devices) // known if known > 0 else 0
+    if min(sizes) < 1 or prod(sizes) != len(devices):
+        wanted = ", ".join(f"{name}={size}" for name, size in zip(MESH_AXES, vars(config).values()))
+        raise ConfigError(
+            f"mesh ({wanted}) does not fit {len(devices)} devices: the sizes must multiply to that number"
+        )
+    return jax.make_mesh(tuple(sizes), MESH_AXES, devices=devices, axis_types=(AxisType.Auto,) * 3)
+
+
+def specs(module: Any, rules: Rules = DEFAULT_RULES) -> dict[str, PartitionSpec]:
+    """`{path: PartitionSpec}` of every parameter of a module, abstract or not."""
+    return {path: rules.spec(axes) for path, axes in tree.logical_axes(module).items()}
+
+
+def shardings(module: Any, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> dict[str, NamedSharding]:
+    """`{path: NamedSharding}` of every parameter.
+
+    Raises:
+        ConfigError: an axis is not divisible by the devices along it; the message lists all such parameters.
+    """
+    result, offenders = {}, []
+    leaves = tree.flatten(module)
+    for path, spec in specs(module, rules).items():
+        sharding = NamedSharding(mesh, spec)
+        try:
+            sharding.shard_shape(leaves[path].shape)
+        except ValueError:
+            offenders.append(f"{path} {leaves[path].shape} by {spec}")
+        result[path] = sharding
+    if offenders:
+        raise ConfigError(f"mesh {dict(mesh.shape)} does not divide: " + "; ".join(offenders))
+    return result
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows divided over `data` and `fsdp`, everything else whole."""
+    return NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
+
+
+def constrain(x: jax.Array, *axes: str | None, rules: Rules = DEFAULT_RULES) -> jax.Array:
+    """Pin an activation's layout by logical axis names; does nothing outside `jax.set_mesh`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, rules.spec(axes))

@@ -1,0 +1,1 @@
+"""Hot operations: one folder each, `api.py` picks the implementation, `reference.py` defines the result."""

@@ -1,0 +1,75 @@
+"""Attention: picks an implementation by capability; a named one never falls back, `auto` ends in the reference."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+
+from alm_jax.core.errors import ConfigError
+from alm_jax.kernels.attention import cudnn, reference
+
+Implementation = Literal["auto", "reference", "cudnn"]
+
+
+def attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    q_segment_ids: jax.Array | None = None,
+    kv_segment_ids: jax.Array | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    implementation: Implementation = "auto",
+) -> jax.Array:
+    """Softmax attention with float32 scores.
+
+    Args:
+        q: [B, L, H, D]. k, v: [B, S, K, D], where K divides H (grouped-query attention).
+        q_segment_ids, kv_segment_ids: int [B, L] and [B, S], both or none; a key is seen iff its id is not 0 and equals
+            the query's.
+        causal: query i sees keys 0..i only (L = S).
+        scale: of the scores; D**-0.5 by default.
+
+    Returns:
+        [B, L, H, D] in the dtype of `q`.
+
+    Raises:
+        ConfigError: the named implementation cannot do this call; the message says why.
+    """
+    if implementation == "reference":
+        chosen = reference
+    else:
+        refusal = cudnn.refusal(q, k)
+        if refusal and implementation == "cudnn":
+            raise ConfigError(f"cuDNN attention cannot do this call: {refusal}")
+        chosen = reference if refusal else cudnn
+    return chosen.attention(
+        q, k, v, q_segment_ids=q_segment_ids, kv_segment_ids=kv_segment_ids, causal=causal, scale=scale
+    )
+
+
+def decode_attention(
+    q: jax.Array,
+    k_new: jax.Array,
+    v_new: jax.Array,
+    k_cache: jax.Array,
+    v_cache: jax.Array,
+    *,
+    q_segment_ids: jax.Array,
+    kv_segment_ids: jax.Array,
+    scale: float | None = None,
+) -> jax.Array:
+    """Attention of a few new tokens over a cache and, causally, over themselves.
+
+    Args:
+        q: [B, L, H, D]. k_new, v_new: [B, L, K, D]. k_cache, v_cache: [B, S, K, D].
+        q_segment_ids: int [B, L]. kv_segment_ids: int [B, S] of the cache; 0 marks slots not written or padded.
+
+    Returns:
+        [B, L, H, D].
+    """
+    return reference.decode_attention(
+        q, k_new, v_new, k_cache, v_cache, q_segment_ids=q_segment_ids, kv_segment_ids=kv_segment_ids, scale=scale
+    )

@@ -1,0 +1,42 @@
+"""Attention written with `jax.nn.dot_product_attention`: defines the result on every platform."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def segment_mask(q_segment_ids: jax.Array, kv_segment_ids: jax.Array) -> jax.Array:
+    """bool [B, 1, L, S]: the key's id is not 0 and equals the query's."""
+    same = q_segment_ids[:, :, None] == kv_segment_ids[:, None, :]
+    return (same & (kv_segment_ids != 0)[:, None, :])[:, None]
+
+
+def attention(q, k, v, *, q_segment_ids=None, kv_segment_ids=None, causal=False, scale=None):
+    """See `api.attention`. A query that sees no key gets the mean of all values, as in the published PyTorch code."""
+    mask = None
+    if q_segment_ids is not None:
+        mask = segment_mask(q_segment_ids, kv_segment_ids)
+    if causal:
+        lower = jnp.tril(jnp.ones((q.shape[1], k.shape[1]), bool))[None, None]
+        mask = lower if mask is None else mask & lower
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, scale=scale, implementation="xla")
+
+
+def decode_attention(q, k_new, v_new, k_cache, v_cache, *, q_segment_ids, kv_segment_ids, scale=None):
+    """See `api.decode_attention`. The cache is read in place: only the scores, not the keys, are joined."""
+    batch, length, heads, width = q.shape
+    groups = k_cache.shape[2]
+    scale = width**-0.5 if scale is None else scale
+    q = q.reshape(batch, length, groups, heads // groups, width)
+    scores_cache = jnp.einsum("blgrd,bsgd->bgrls", q, k_cache, preferred_element_type=jnp.float32)
+    scores_new = jnp.einsum("blgrd,bsgd->bgrls", q, k_new, preferred_element_type=jnp.float32)
+    seen = segment_mask(q_segment_ids, kv_segment_ids)[:, :, None]
+    scores_cache = jnp.where(seen, scores_cache * scale, jnp.finfo(jnp.float32).min)
+    causal = jnp.tril(jnp.ones((length, length), bool))
+    scores_new = jnp.where(causal, scores_new * scale, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(jnp.concatenate([scores_cache, scores_new], axis=-1), axis=-1).astype(q.dtype)
+    slots = k_cache.shape[1]
+    out = jnp.einsum("bgrls,bsgd->blgrd", weights[..., :slots], v_cache)
+    out += jnp.einsum("bgrls,bsgd->blgrd", weights[..., slots:], v_new)
+    return out.reshape(batch, length, heads, width)

@@ -1,0 +1,1 @@
+"""Building blocks shared by encoders, aligners and decoders. Activations decide the compute dtype."""

@@ -1,0 +1,1 @@
+"""Encoders, aligners, decoders, and the systems that join them."""

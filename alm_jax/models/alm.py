@@ -1,0 +1,132 @@
+"""The audio-language model: an encoder and an aligner turn clips into tokens, a decoder reads them among text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from alm_jax.audio.frontend import KaldiFbank, WhisperLogMel
+from alm_jax.core import axes as ax
+from alm_jax.core.errors import ConfigError
+from alm_jax.core.mesh import constrain
+from alm_jax.core.sequence import Batch
+from alm_jax.layers import initializers as init
+from alm_jax.models.aligners.pooled_linear import PooledLinearConfig
+from alm_jax.models.aligners.tltr import TltrConfig
+from alm_jax.models.cache import KVCache
+from alm_jax.models.decoders.llama import LlamaConfig
+from alm_jax.models.encoders.cav_mae import CavMaeConfig
+from alm_jax.models.encoders.whisper import WhisperConfig
+from alm_jax.models.features import Features
+from alm_jax.models.registry import module_of
+
+FrontendConfig = KaldiFbank | WhisperLogMel
+EncoderConfig = CavMaeConfig | WhisperConfig
+AlignerConfig = PooledLinearConfig | TltrConfig
+DecoderConfig = LlamaConfig
+
+
+@dataclass(frozen=True)
+class AlmConfig:
+    """Three parts and what passes between them.
+
+    Attributes:
+        frontend: waveform to frames, done where audio is loaded. encoder: frames to features; None if batches already
+            hold features (frozen encoders, computed once). aligner: features to tokens. decoder: the language model.
+        taps: encoder layers that the aligner reads (`Whisper.__call__`); None for the encoder's own output.
+        pool: encoder steps averaged into one before the aligner.
+        indicators: learnt vectors that a layout may place before a clip (APT's `[AUDIO]`).
+    """
+
+    frontend: FrontendConfig
+    encoder: EncoderConfig | None
+    aligner: AlignerConfig
+    decoder: DecoderConfig
+    taps: tuple[int, ...] | None = None
+    pool: int = 1
+    indicators: int = 0
+
+    def __post_init__(self):
+        if self.aligner.out_dim != self.decoder.dim:
+            raise ConfigError(f"aligner.out_dim {self.aligner.out_dim} differs from decoder.dim {self.decoder.dim}")
+        if self.encoder is not None and self.encoder.dim != self.aligner.dim:
+            raise ConfigError(f"aligner.dim {self.aligner.dim} differs from encoder.dim {self.encoder.dim}")
+
+    @property
+    def audio_tokens(self) -> int:
+        """Aligner tokens of one slot."""
+        return self.aligner.tokens
+
+    @property
+    def audio_shape(self) -> tuple[int, ...]:
+        """Shape of one slot of `Batch.audio`: frames of the front end, or features [K, T, D] without an encoder."""
+        return self.aligner.feature_shape if self.encoder is None else self.frontend.feature_shape
+
+
+class AudioLanguageModel(nnx.Module):
+    """Rows of interleaved audio and text to hidden states and logits."""
+
+    def __init__(self, config: AlmConfig, key: jax.Array):
+        keys = jax.random.split(key, 4)
+        self.encoder = None if config.encoder is None else module_of(config.encoder)(config.encoder, keys[0])
+        self.aligner = module_of(config.aligner)(config.aligner, keys[1])
+        self.decoder = module_of(config.decoder)(config.decoder, keys[2])
+        if config.indicators:
+            shape = (config.indicators, config.decoder.dim)
+            self.indicators = init.normal(keys[3], shape, (ax.POSITION, ax.EMBED))
+        self.config = config
+
+    def encode(self, audio: jax.Array) -> Features:
+        """Slots [N, ...] -> Features [K, N, T, D]: through the encoder, or as they are if they are features."""
+        if self.encoder is None:
+            return Features(jnp.moveaxis(audio, 1, 0))
+        return self.encoder(audio, self.config.taps, self.config.pool)
+
+    def audio_tokens(self, audio: jax.Array) -> jax.Array:
+        """Slots [B, A, ...] -> decoder embeddings [B, A * T, D] of each row."""
+        batch, slots = audio.shape[:2]
+        tokens, _ = self.aligner(self.encode(audio.reshape(batch * slots, *audio.shape[2:])))
+        return tokens.reshape(batch, slots * tokens.shape[1], tokens.shape[2])
+
+    def embed(self, batch: Batch, dtype: jnp.dtype = jnp.float32) -> jax.Array:
+        """Decoder input [B, L, D] in `dtype`: text embeddings, aligner tokens and indicators, where their indices say."""
+        x = self.decoder.embed(batch.tokens, dtype)
+        if batch.audio is not None:
+            audio = self.audio_tokens(batch.audio.astype(dtype))
+            x = _place(x, batch.audio_index, jnp.take_along_axis(audio, _at(batch.audio_index), axis=1))
+        if self.config.indicators:
+            x = _place(x, batch.indicator_index, self.indicators[...].astype(dtype)[_at(batch.indicator_index)[..., 0]])
+        return constrain(x, ax.BATCH, ax.LENGTH, None)
+
+    def hidden(self, batch: Batch, key: jax.Array | None = None, dtype: jnp.dtype = jnp.float32) -> jax.Array:
+        """Hidden states [B, L, D]; `key` turns dropout on."""
+        x = self.embed(batch, dtype)
+        return self.decoder(x, batch.positions, batch.q_segment_ids, batch.kv_segment_ids, key)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """[..., D] -> float32 [..., vocab]."""
+        return self.decoder.logits(hidden)
+
+    def prefill(self, batch: Batch, slots: int, dtype: jnp.dtype = jnp.float32) -> tuple[jax.Array, KVCache]:
+        """Hidden states of prompts and a cache of `slots` slots that begins with them."""
+        return self.decoder.prefill(self.embed(batch, dtype), batch.positions, batch.kv_segment_ids, slots)
+
+    def decode(self, tokens, positions, cache: KVCache, index, dtype: jnp.dtype = jnp.float32):
+        """Hidden states of new text tokens int [B, L], and the cache with them written at slot `index`."""
+        return self.decoder.decode(self.decoder.embed(tokens, dtype), positions, cache, index)
+
+
+def build(config: AlmConfig, key: jax.Array) -> AudioLanguageModel:
+    """A model with random weights; under `core.tree.abstract` one without memory."""
+    return AudioLanguageModel(config, key)
+
+
+def _at(index: jax.Array) -> jax.Array:
+    return jnp.maximum(index, 0)[..., None]
+
+
+def _place(x: jax.Array, index: jax.Array, values: jax.Array) -> jax.Array:
+    return jnp.where((index >= 0)[..., None], values, x)

@@ -1,0 +1,39 @@
+"""The decoder's key-value cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class KVCache:
+    """Keys and values of all layers, and which slots may be seen.
+
+    Attributes:
+        k, v: [layers, B, S, kv_heads, head_dim].
+        segment_ids: int32 [B, S]; 0 marks padding and slots not written yet.
+    """
+
+    k: jax.Array
+    v: jax.Array
+    segment_ids: jax.Array
+
+    @classmethod
+    def filled(cls, k: jax.Array, v: jax.Array, segment_ids: jax.Array, slots: int) -> KVCache:
+        """A cache of `slots` slots that begins with k, v [layers, B, L, kv_heads, head_dim]."""
+        room = slots - k.shape[2]
+        wide = ((0, 0), (0, 0), (0, room), (0, 0), (0, 0))
+        return cls(jnp.pad(k, wide), jnp.pad(v, wide), jnp.pad(segment_ids, ((0, 0), (0, room))))
+
+    def write(self, k: jax.Array, v: jax.Array, segment_ids: jax.Array, index: jax.Array) -> KVCache:
+        """The cache with new entries at slots index.. of every row and layer."""
+        at = (0, 0, index, 0, 0)
+        return KVCache(
+            jax.lax.dynamic_update_slice(self.k, k, at),
+            jax.lax.dynamic_update_slice(self.v, v, at),
+            jax.lax.dynamic_update_slice(self.segment_ids, segment_ids, (0, index)),
+        )
