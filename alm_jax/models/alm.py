@@ -92,7 +92,7 @@ class AudioLanguageModel(nnx.Module):
         return tokens.reshape(batch, slots * tokens.shape[1], tokens.shape[2])
 
     def embed(self, batch: Batch, dtype: jnp.dtype = jnp.float32) -> jax.Array:
-        """Decoder input [B, L, D] in `dtype`: text embeddings, aligner tokens and indicators, where their indices say."""
+        """Decoder input [B, L, D] in `dtype`: text, aligner tokens and indicators, each where its index says."""
         x = self.decoder.embed(batch.tokens, dtype)
         if batch.audio is not None:
             audio = self.audio_tokens(batch.audio.astype(dtype))

@@ -70,7 +70,7 @@ class CausalAttention(nnx.Module):
     def __call__(self, x, rope, attend: Attend, key=None):
         """[B, L, dim] -> ([B, L, dim], (keys, values) [B, L, kv_heads, head_dim])."""
         keys = (None,) * 4 if key is None else jax.random.split(key, 4)
-        heads = lambda y: rearrange(y, "b l (h d) -> b l h d", d=self.head_dim)  # noqa: E731
+        heads = lambda y: rearrange(y, "b l (h d) -> b l h d", d=self.head_dim)
         q, k = rotate(heads(self.q(x, keys[0])), *rope), rotate(heads(self.k(x, keys[1])), *rope)
         v = heads(self.v(x, keys[2]))
         out = rearrange(attend(q, k, v), "b l h d -> b l (h d)")

@@ -55,7 +55,7 @@ class CavMae(nnx.Module):
         self.patch_embed = Dense(c.patch**2, c.dim, keys[0], axes=(ax.PATCH, ax.EMBED))
         self.pos_embed = init.normal(keys[1], (patches, c.dim), (ax.POSITION, ax.EMBED))
         self.modality = init.normal(keys[2], (c.dim,), (ax.EMBED,))
-        make = lambda k: TransformerBlock(c.dim, c.heads, int(c.dim * c.mlp_ratio), k, norm_eps=c.norm_eps)  # noqa: E731
+        make = lambda k: TransformerBlock(c.dim, c.heads, int(c.dim * c.mlp_ratio), k, norm_eps=c.norm_eps)
         self.blocks = stack.build(make, keys[3], c.depth)
         self.norm = LayerNorm(c.dim, c.norm_eps)
         self.config = config
@@ -70,7 +70,7 @@ class CavMae(nnx.Module):
         """[B, frames, mels] -> Features [K, B, patches, dim]: the tapped blocks, or the normalised output if None."""
         x = self.embed(x)
         x = x + self.pos_embed[...].astype(x.dtype) + self.modality[...].astype(x.dtype)
-        reduce = lambda y: pool_steps(y, pool)  # noqa: E731
-        block = lambda layer, y: layer(y)  # noqa: E731
+        reduce = lambda y: pool_steps(y, pool)
+        block = lambda layer, y: layer(y)
         x, kept = stack.run_with_taps(block, self.blocks, x, taps=taps or (), reduce=reduce, remat=self.config.remat)
         return Features(reduce(self.norm(x))[None] if taps is None else kept)

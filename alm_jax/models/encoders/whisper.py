@@ -65,7 +65,7 @@ class Whisper(nnx.Module):
         self.conv1 = Conv(c.mels, c.dim, keys[0])
         self.conv2 = Conv(c.dim, c.dim, keys[1], stride=2)
         self.pos_embed = init.Buffer(sinusoids(c.positions, c.dim), axes=(ax.POSITION, ax.EMBED))
-        make = lambda k: TransformerBlock(c.dim, c.heads, 4 * c.dim, k, key_bias=False)  # noqa: E731
+        make = lambda k: TransformerBlock(c.dim, c.heads, 4 * c.dim, k, key_bias=False)
         self.blocks = stack.build(make, keys[2], c.depth)
         self.norm = LayerNorm(c.dim)
         self.config = config
@@ -77,10 +77,10 @@ class Whisper(nnx.Module):
             taps: blocks to keep (0 is the input of the first), before the final norm; None gives the normalised output.
             pool: mean over so many steps, inside the scan (LTU-AS: 20, a step of 0.4 s).
         """
-        gelu = lambda y: jax.nn.gelu(y, approximate=False)  # noqa: E731
+        gelu = lambda y: jax.nn.gelu(y, approximate=False)
         x = gelu(self.conv2(gelu(self.conv1(x))))
         x = x + self.pos_embed[...][: x.shape[1]].astype(x.dtype)
-        reduce = lambda y: pool_steps(y, pool)  # noqa: E731
-        block = lambda layer, y: layer(y)  # noqa: E731
+        reduce = lambda y: pool_steps(y, pool)
+        block = lambda layer, y: layer(y)
         x, kept = stack.run_with_taps(block, self.blocks, x, taps=taps or (), reduce=reduce, remat=self.config.remat)
         return Features(reduce(self.norm(x))[None] if taps is None else kept)

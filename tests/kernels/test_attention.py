@@ -1,0 +1,74 @@
+"""Attention against a softmax written out in NumPy; the decode form against the whole-row form."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alm_jax.core.errors import ConfigError
+from alm_jax.kernels.attention import attention, decode_attention
+
+B, L, H, K, D = 2, 7, 4, 2, 8
+
+
+def _inputs(seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = [(B, L, H, D), (B, L, K, D), (B, L, K, D)]
+    return [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+
+
+def _written_out(q, k, v, seen):
+    """float64; `seen` bool [B, L, S]."""
+    out = np.zeros(q.shape)
+    for b in range(B):
+        for h in range(H):
+            group = h // (H // K)
+            scores = q[b, :, h].astype(np.float64) @ k[b, :, group].T.astype(np.float64) / np.sqrt(D)
+            scores = np.where(seen[b], scores, -np.inf)
+            weights = np.exp(scores - scores.max(-1, keepdims=True))
+            out[b, :, h] = weights / weights.sum(-1, keepdims=True) @ v[b, :, group]
+    return out
+
+
+def test_grouped_causal_segments():
+    q, k, v = _inputs()
+    q_ids = np.array([[1, 1, 1, 2, 2, 2, 2], [1] * 7])
+    kv_ids = np.array([[1, 1, 1, 2, 2, 2, 2], [1, 1, 0, 1, 1, 1, 1]])
+    ours = attention(q, k, v, q_segment_ids=jnp.array(q_ids), kv_segment_ids=jnp.array(kv_ids), causal=True)
+    seen = (q_ids[:, :, None] == kv_ids[:, None]) & (kv_ids != 0)[:, None] & np.tril(np.ones((L, L), bool))
+    np.testing.assert_allclose(ours, _written_out(q, k, v, seen), atol=2e-6)  # float32 against float64
+
+
+def test_a_query_that_sees_nothing_is_finite():
+    q, k, v = _inputs()
+    nothing = jnp.zeros((B, L), jnp.int32)
+    run = lambda q: attention(q, k, v, q_segment_ids=nothing, kv_segment_ids=nothing, causal=True).sum()
+    assert np.isfinite(run(q)) and np.isfinite(jax.grad(run)(q)).all()
+
+
+@pytest.mark.parametrize("new", [1, 3])
+def test_decode_equals_the_end_of_the_whole_row(new):
+    q, k, v = _inputs(1)
+    ids = np.ones((B, L), np.int32)
+    ids[0, :2] = 0
+    whole = attention(q, k, v, q_segment_ids=jnp.ones((B, L), jnp.int32), kv_segment_ids=jnp.array(ids), causal=True)
+    room = 4  # cache slots never written, full of rubbish
+    rubbish = np.full((B, room, K, D), 9.0, np.float32)
+    cached = [np.concatenate([x[:, : L - new], rubbish], 1) for x in (k, v)]
+    cache_ids = np.concatenate([ids[:, : L - new], np.zeros((B, room), np.int32)], 1)
+    part = decode_attention(
+        q[:, L - new :],
+        k[:, L - new :],
+        v[:, L - new :],
+        *cached,
+        q_segment_ids=jnp.ones((B, new), jnp.int32),
+        kv_segment_ids=jnp.array(cache_ids),
+    )
+    np.testing.assert_allclose(part, whole[:, L - new :], atol=2e-6)  # sums in another order
+
+
+def test_a_named_implementation_never_falls_back():
+    if jax.default_backend() == "gpu":
+        pytest.skip("a GPU is present, so cuDNN does not refuse")
+    with pytest.raises(ConfigError, match="needs a GPU"):
+        attention(*_inputs(), implementation="cudnn")
