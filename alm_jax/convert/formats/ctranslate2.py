@@ -114,7 +114,10 @@ def _parse_header(reader: _Reader) -> tuple[dict[str, Extent], dict[str, Any]]:
     metadata["revision"] = reader.number(4, "the spec's revision")
     variables: dict[str, Extent] = {}
     problems = []
-    for n in range(reader.number(4, "the variable count")):
+    count = reader.number(4, "the variable count")
+    if count * 8 > reader.size:  # the least that one takes: a name's length, rank, type and size
+        raise CheckpointError(f"{path}: {count} variables cannot be in a file of {reader.size} bytes")
+    for n in range(count):
         name = reader.string(f"the name of variable {n}")
         shape = tuple(reader.number(4, f"'{name}'") for _ in range(reader.number(1, f"'{name}'")))
         kind, size = reader.number(1, f"'{name}'"), reader.number(4, f"'{name}'")

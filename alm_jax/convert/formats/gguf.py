@@ -92,7 +92,9 @@ class Gguf:
         kind, shape = self._quantised[key]
         index = tuple(index or ())
         rows, columns = index[: len(shape) - 1], index[len(shape) - 1 :]  # blocks lie along the last axis
-        values = dequantize(read_extent(self.path, self._tensors[key], rows), kind)
+        stored = read_extent(self.path, self._tensors[key], rows)
+        # `dequantize` fails on no rows
+        values = dequantize(stored, kind) if stored.size else np.empty((*stored.shape[:-1], shape[-1]), np.float32)
         return values[(..., *columns)].copy() if columns else values
 
 

@@ -1,0 +1,534 @@
+"""Checkpoint formats against files written by the formats' own packages, and bad files of every kind.
+
+`data/ct2_whisper_*.bin` were written by ctranslate2 4.8.5: a `WhisperSpec(1, 2, 1, 2)` filled by `wave` below (every
+gamma 1), `optimize(quantization)` with the quantisation in the file's name, then saved.
+"""
+
+import json
+import pickle
+import struct
+import zlib
+from pathlib import Path
+
+import gguf
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from alm_jax.convert.formats import main_weights, open_tensors
+from alm_jax.convert.formats.gguf import unpermute_rope
+from alm_jax.core.errors import CheckpointError
+
+DATA = Path(__file__).parent / "data"
+
+
+def rand(*shape, dtype=np.float32, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(dtype)
+
+
+def assert_same(file, expected):
+    assert set(file.keys()) == set(expected)
+    for key, value in expected.items():
+        got = file.read(key)
+        assert (file.shape(key), file.dtype(key)) == (value.shape, value.dtype), key
+        assert (got.shape, got.dtype) == (value.shape, value.dtype), key
+        np.testing.assert_array_equal(got, value)
+
+
+def assert_slices(file, key):
+    """Every kind of slice gives what slicing the whole tensor gives."""
+    whole = file.read(key)
+    cuts = [slice(None), slice(1, 3), slice(-2, None), slice(2, 1), slice(None, None, 2), slice(None, None, -1)]
+    for index in [(c,) for c in cuts] + [(a, b) for a in cuts for b in cuts]:
+        np.testing.assert_array_equal(file.read(key, index), whole[index], err_msg=str(index))
+
+
+# --- safetensors -------------------------------------------------------------------------------------------------
+
+
+def raw_safetensors(path, header, data=b""):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+    return path
+
+
+def test_safetensors_every_dtype(tmp_path):
+    dtypes = [np.bool_, np.uint8, np.int8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64]
+    dtypes += [np.float16, np.float32, np.float64, ml_dtypes.bfloat16]
+    tensors = {np.dtype(d).name: (10 * rand(5, 3)).astype(d) for d in dtypes}
+    tensors |= {"scalar": np.array(3, np.float32), "none": np.zeros((0, 4), np.float32)}
+    save_file(tensors, tmp_path / "x.safetensors", metadata={"format": "pt"})
+    file = open_tensors(tmp_path / "x.safetensors")
+    assert file.metadata == {"format": "pt"}
+    assert_same(file, tensors)
+
+
+def test_safetensors_slices(tmp_path, monkeypatch):
+    monkeypatch.setattr("alm_jax.convert.formats.raw._BLOCK", 64)  # several blocks in a small tensor
+    save_file({"w": rand(5, 4, 3), "b": rand(5, 4, dtype=ml_dtypes.bfloat16)}, tmp_path / "x.safetensors")
+    file = open_tensors(tmp_path)
+    assert_slices(file, "w")
+    assert_slices(file, "b")
+
+
+def test_safetensors_reads_only_the_rows_it_needs(tmp_path):
+    """Bytes outside the asked rows are never read: a sparse 1 TB tensor serves its last row."""
+    rows = 1 << 28
+    header = {"w": {"dtype": "F32", "shape": [rows, 1024], "data_offsets": [0, rows * 4096]}}
+    path = raw_safetensors(tmp_path / "big.safetensors", header)
+    with path.open("r+b") as f:
+        f.truncate(path.stat().st_size + rows * 4096)
+    assert open_tensors(path).read("w", (slice(rows - 1, None), slice(2, 5))).tolist() == [[0, 0, 0]]
+
+
+def test_safetensors_faults_are_listed_together(tmp_path):
+    path = raw_safetensors(
+        tmp_path / "x.safetensors",
+        b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]},"b":{"dtype":"F32","shape":[4],"data_offsets":[8,24]},'
+        b'"c":{"dtype":"F32","shape":[9],"data_offsets":[24,60]},"d":{"dtype":"F3","shape":[1],"data_offsets":[0,4]},'
+        b'"e":{"dtype":"F32","shape":[3],"data_offsets":[0,4]},"f":{"dtype":"F32","shape":[-1],"data_offsets":[0,-4]},'
+        b'"g":{},"b":{"dtype":"F32","shape":[4],"data_offsets":[8,24]}}',
+        bytes(24),
+    )
+    with pytest.raises(CheckpointError, match="7 problem") as e:
+        open_tensors(path)
+    for words in ["'b' overlaps 'a'", "'c' ends at byte", "'d' has a bad entry: unknown dtype 'F3'", "'e' has a bad"]:
+        assert words in str(e.value)
+    for words in ["'f' has a bad entry", "'g' has a bad entry", "'b' is in the header twice"]:
+        assert words in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (struct.pack("<Q", 1 << 40) + b'{"a":', "header of 1099511627776 bytes in a file of"),
+        (struct.pack("<Q", 5) + b"{abc}", "header is not JSON"),
+        (struct.pack("<Q", 9000) + b'{"a":' * 1800, "header is not JSON"),
+    ],
+)
+def test_safetensors_bad_header(tmp_path, content, words):
+    (tmp_path / "x.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match=words):
+        open_tensors(tmp_path)
+
+
+# --- shards and folders ------------------------------------------------------------------------------------------
+
+
+def shard(folder, parts, weight_map=None, name="model.safetensors.index.json"):
+    for file, tensors in parts.items():
+        save_file(tensors, folder / file)
+    weight_map = weight_map or {key: file for file, tensors in parts.items() for key in tensors}
+    (folder / name).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}))
+
+
+def test_shards(tmp_path):
+    parts = {"m-1.safetensors": {"a": rand(2, 3), "b": rand(4)}, "m-2.safetensors": {"c": rand(5, seed=1)}}
+    shard(tmp_path, parts)
+    file = open_tensors(tmp_path)
+    assert file.metadata == {"total_size": 1}
+    assert_same(file, {k: v for tensors in parts.values() for k, v in tensors.items()})
+    np.testing.assert_array_equal(file.read("a", (slice(1, 2),)), parts["m-1.safetensors"]["a"][1:2])
+
+
+def test_shard_faults_are_listed_together(tmp_path):
+    shard(
+        tmp_path,
+        {
+            "1.safetensors": {"a": rand(2), "b": rand(2)},
+            "2.safetensors": {"b": rand(2)},
+            "3.safetensors": {"c": rand(9)},
+        },
+        {
+            "a": "1.safetensors",
+            "b": "2.safetensors",
+            "c": "3.safetensors",
+            "d": "gone.safetensors",
+            "e": "../4.safetensors",
+        },
+    )
+    whole = (tmp_path / "3.safetensors").read_bytes()
+    (tmp_path / "3.safetensors").write_bytes(whole[:-4])
+    with pytest.raises(CheckpointError) as e:
+        open_tensors(tmp_path)
+    for words in ["'b' is in more than one shard", "'c' ends at byte", "gone.safetensors: no such file", "outside the"]:
+        assert words in str(e.value)
+
+
+def test_shard_without_its_key(tmp_path):
+    shard(tmp_path, {"1.safetensors": {"a": rand(2)}}, {"a": "1.safetensors", "b": "1.safetensors"})
+    with pytest.raises(CheckpointError, match=r"'b' is not in 1.safetensors"):
+        open_tensors(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": 3}'])
+def test_bad_index(tmp_path, text):
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(CheckpointError, match="'weight_map'"):
+        open_tensors(tmp_path)
+
+
+def test_main_weights_order():
+    names = ["config.json", "training_args.bin", "pytorch_model.bin", "model.safetensors", "q4.gguf"]
+    assert main_weights(names, "m") == "model.safetensors"
+    assert main_weights(names[:3], "m") == "pytorch_model.bin"
+    assert main_weights(["q4.gguf", "model.bin"], "m") == "q4.gguf"
+    with pytest.raises(CheckpointError, match=r"m: holds a.gguf, b.gguf"):
+        main_weights(["a.gguf", "b.gguf"], "m")
+    with pytest.raises(CheckpointError, match="m: no weights found"):
+        main_weights(["config.json"], "m")
+
+
+def test_format_is_told_by_content(tmp_path):
+    save_file({"a": rand(2)}, tmp_path / "pytorch_model.bin")
+    assert_same(open_tensors(tmp_path), {"a": rand(2)})
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is empty"),
+        (b"<!DOCTYPE html><html>", "begins with b'<!DOCTYP'; expected safetensors"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
+        (b"GGUF", "the version wants 4 bytes"),
+        (b"PK\x03\x04 a broken archive", "not a readable PyTorch file"),
+    ],
+)
+def test_not_a_checkpoint(tmp_path, content, words):
+    pytest.importorskip("torch")
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match=words):
+        open_tensors(tmp_path)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(CheckpointError, match="no such file"):
+        open_tensors(tmp_path / "x.gguf")
+
+
+# --- PyTorch pickles ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s, "epoch": 3}, lambda s: {"model": s}])
+def test_pickle(tmp_path, zipped, wrap):
+    torch = pytest.importorskip("torch")
+    base = torch.from_numpy(rand(4, 6))
+    state = {
+        "w": base,
+        "transposed": base.T,
+        "part": base[1:3, 2:],  # shares memory with w
+        "half": base.to(torch.bfloat16),
+        "parameter": torch.nn.Parameter(base[0]),
+        "step": torch.tensor(7),
+    }
+    torch.save(wrap(state), tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+    file = open_tensors(tmp_path)
+    w = rand(4, 6)
+    expected = {"w": w, "transposed": w.T, "part": w[1:3, 2:], "half": w.astype(ml_dtypes.bfloat16), "parameter": w[0]}
+    assert_same(file, expected | {"step": np.array(7)})
+    assert file.metadata == ({"epoch": 3} if "epoch" in wrap({}) else {})
+    assert_slices(file, "half")
+
+
+@pytest.mark.torch
+@pytest.mark.golden
+def test_published_layout(golden_ltu):
+    """The `.bin` that the official LTU code saved: 256 tensors, trained adapters among them."""
+    torch = pytest.importorskip("torch")
+    path = golden_ltu / "ltu_tiny_c_trained.bin"
+    state = torch.load(path, weights_only=True)
+    assert_same(open_tensors(path), {k: v.numpy() for k, v in state.items()})
+
+
+class Hostile:
+    def __init__(self, function, *args):
+        self.call = function, args
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("zipped", [True, False])
+def test_hostile_pickle_is_refused_by_name(tmp_path, zipped):
+    torch = pytest.importorskip("torch")
+    import os
+
+    path = tmp_path / "pytorch_model.bin"
+    torch.save({"w": Hostile(os.mkdir, str(tmp_path / "pwned"))}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(CheckpointError, match=r"refused: the pickle calls for 'posix.mkdir'"):
+        open_tensors(path)
+    path.write_bytes(pickle.dumps({"w": Hostile(eval, "1")}, protocol=2))
+    with pytest.raises(CheckpointError, match=r"refused: the pickle calls for '\w+\.eval'|not a readable PyTorch file"):
+        open_tensors(path)
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.torch
+def test_pickle_of_something_else(tmp_path):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "pytorch_model.bin"
+    torch.save([torch.zeros(2)], path)
+    with pytest.raises(CheckpointError, match=r"expected a state dict .* got list"):
+        open_tensors(path)
+    torch.save({"w": torch.zeros(2), "other": [1, 2], "more": {"x": torch.zeros(2)}}, path)
+    with pytest.raises(CheckpointError, match=r"expected tensors only, got 'other' \(list\), 'more' \(dict\)"):
+        open_tensors(path)
+    torch.save({"w": torch.zeros(1000)}, path)
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(CheckpointError, match="truncated or corrupt"):
+        open_tensors(path)
+
+
+# --- GGUF --------------------------------------------------------------------------------------------------------
+
+K = gguf.GGMLQuantizationType
+
+
+def write_gguf(path, tensors, **metadata):
+    """`tensors`: name -> (array or raw bytes as uint8 rows, quantisation type or None)."""
+    writer = gguf.GGUFWriter(path, "llama")
+    for key, value in metadata.items():
+        add = {int: writer.add_uint32, str: writer.add_string, list: writer.add_array, float: writer.add_float32}
+        add[type(value)](key, value)
+    for name, (array, kind) in tensors.items():
+        writer.add_tensor(name, array, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_gguf_plain_types_shapes_and_metadata(tmp_path):
+    w = rand(3, 4, 5)
+    bf16 = w.astype(ml_dtypes.bfloat16)
+    tensors = {"f32": (w, None), "f16": (w.astype(np.float16), None), "bf16": (bf16.view(np.uint8), K.BF16)}
+    tokens = ["<s>", "Ġthé", "\n"]
+    path = write_gguf(
+        tmp_path / "m.gguf", tensors, tokens=tokens, ids=[3, 1, 2], scores=[0.5, -1.0], eps=1e-5, depth=30
+    )
+    file = open_tensors(tmp_path)
+    assert file.path == path
+    assert_same(file, {"f32": w, "f16": w.astype(np.float16), "bf16": bf16})
+    assert file.metadata["general.architecture"] == "llama"
+    assert file.metadata["tokens"] == tokens
+    assert (file.metadata["ids"], file.metadata["scores"], file.metadata["depth"]) == ([3, 1, 2], [0.5, -1.0], 30)
+    assert file.metadata["eps"] == np.float32(1e-5)
+    assert_slices(file, "bf16")
+
+
+def halves(block, at, count=1):
+    return [float(x) for x in np.frombuffer(block[at : at + 2 * count], np.float16)]
+
+
+def q8_0(block):
+    (d,) = halves(block, 0)
+    return [d * q for q in np.frombuffer(block[2:], np.int8).tolist()]
+
+
+def q4_0(block):
+    (d,) = halves(block, 0)
+    return [d * ((q & 15) - 8) for q in block[2:]] + [d * ((q >> 4) - 8) for q in block[2:]]
+
+
+def q4_1(block):
+    d, m = halves(block, 0, 2)
+    return [d * (q & 15) + m for q in block[4:]] + [d * (q >> 4) + m for q in block[4:]]
+
+
+def q4_k(block):
+    """`dequantize_row_q4_K` of ggml-quants.c, one value at a time."""
+    d, dmin = halves(block, 0, 2)
+    packed, quants, out = block[4:16], block[16:], []
+    for j in range(8):
+        if j < 4:
+            scale, least = packed[j] & 63, packed[j + 4] & 63
+        else:
+            scale = packed[j + 4] & 15 | packed[j - 4] >> 6 << 4
+            least = packed[j + 4] >> 4 | packed[j] >> 6 << 4
+        for q in quants[j // 2 * 32 : j // 2 * 32 + 32]:
+            out.append(d * scale * (q >> 4 if j % 2 else q & 15) - dmin * least)
+    return out
+
+
+def q6_k(block):
+    """`dequantize_row_q6_K` of ggml-quants.c, one value at a time."""
+    low, high, scales = block[:128], block[128:192], np.frombuffer(block[192:208], np.int8).tolist()
+    (d,) = halves(block, 208)
+    out = [0.0] * 256
+    for half in range(2):
+        ql, qh, sc = low[64 * half :], high[32 * half :], scales[8 * half :]
+        for i in range(32):
+            for quarter in range(4):
+                nibble = ql[i + 32 * (quarter % 2)] >> (4 if quarter > 1 else 0) & 15
+                q = (nibble | (qh[i] >> 2 * quarter & 3) << 4) - 32
+                out[128 * half + 32 * quarter + i] = d * sc[i // 16 + 2 * quarter] * q
+    return out
+
+
+@pytest.mark.parametrize(
+    ("kind", "decode", "halves_at"),
+    [(K.Q8_0, q8_0, [0]), (K.Q4_0, q4_0, [0]), (K.Q4_1, q4_1, [0, 2]), (K.Q4_K, q4_k, [0, 2]), (K.Q6_K, q6_k, [208])],
+)
+def test_gguf_quantised(tmp_path, kind, decode, halves_at):
+    """Random blocks against ggml's C routines written out by the value."""
+    values, size = gguf.GGML_QUANT_SIZES[kind]
+    rng = np.random.default_rng(1)
+    blocks = rng.integers(0, 256, (4, 2, size), dtype=np.uint8)
+    for at in halves_at:  # finite scales
+        blocks[..., at : at + 2] = rng.normal(size=(4, 2, 1)).astype(np.float16).view(np.uint8)
+    write_gguf(tmp_path / "m.gguf", {"w": (blocks.reshape(4, 2 * size), kind)})
+    file = open_tensors(tmp_path)
+    assert (file.shape("w"), file.dtype("w")) == ((4, 2 * values), np.float32)
+    expected = np.array([[x for block in row for x in decode(block.tobytes())] for row in blocks])
+    # products of float16 and small integers, rounded to float32 once or twice: 2**-22 of the largest term
+    np.testing.assert_allclose(file.read("w"), expected, rtol=0, atol=np.abs(expected).max() * 2**-22)
+    assert_slices(file, "w")
+
+
+def test_unpermute_rope_inverts_llama_cpp():
+    def permute(weights, heads):  # llama.cpp, convert_hf_to_gguf.py
+        shape = weights.shape
+        return weights.reshape(heads, 2, shape[0] // heads // 2, *shape[1:]).swapaxes(1, 2).reshape(shape)
+
+    for w in [rand(24, 5), rand(24)]:
+        np.testing.assert_array_equal(unpermute_rope(permute(w, 3), 3), w)
+        assert not np.array_equal(permute(w, 3), w)
+    with pytest.raises(ValueError, match="24 rows do not divide into 5 heads"):
+        unpermute_rope(rand(24, 5), 5)
+
+
+def gguf_bytes(tensor_count=0, entries=b"", entry_count=0, infos=b"", version=3):
+    return b"GGUF" + struct.pack("<IQQ", version, tensor_count, entry_count) + entries + infos
+
+
+def text(s):
+    return struct.pack("<Q", len(s)) + s
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (gguf_bytes(tensor_count=1 << 60), "1152921504606846976 tensors cannot be in a file of 24 bytes"),
+        (gguf_bytes(entry_count=1 << 60), "metadata entries cannot be in a file"),
+        (gguf_bytes(entry_count=1, entries=text(b"a") + struct.pack("<IIQ", 9, 4, 1 << 60)), "'a' wants .* bytes"),
+        (gguf_bytes(entry_count=1, entries=text(b"a") + struct.pack("<IIQ", 9, 8, 1 << 60)), "'a' cannot be in"),
+        (gguf_bytes(entry_count=1, entries=text(b"a") + struct.pack("<IIQ", 9, 9, 1)), "unknown value type 9"),
+        (gguf_bytes(entry_count=1, entries=text(b"a") + struct.pack("<IQ", 99, 0)), "unknown value type 99"),
+        (gguf_bytes(entry_count=1, entries=struct.pack("<QQ", 1 << 40, 0)), "a metadata key wants"),
+        (gguf_bytes(entry_count=1, entries=text(b"\xff") + struct.pack("<IQ", 8, 0)), "not UTF-8"),
+        (gguf_bytes(version=1), "GGUF version 1, expected 2 or 3"),
+        (gguf_bytes(1, infos=text(b"w") + struct.pack("<IQ", 77, 0) + bytes(8)), "'w' has 77 axes"),
+    ],
+)
+def test_gguf_absurd_counts(tmp_path, content, words):
+    (tmp_path / "m.gguf").write_bytes(content)
+    with pytest.raises(CheckpointError, match=words):
+        open_tensors(tmp_path)
+
+
+def test_gguf_bad_tensors_are_listed_together(tmp_path):
+    def info(name, size, kind, offset):
+        return text(name) + struct.pack("<IQIQ", 1, size, kind, offset)
+
+    infos = info(b"odd", 100, K.Q8_0, 0) + info(b"iq", 256, K.IQ2_XS, 0) + info(b"new", 4, 999, 0)
+    infos += info(b"a", 8, K.F32, 0) + info(b"b", 8, K.F32, 16) + info(b"far", 1 << 40, K.F32, 64)
+    (tmp_path / "m.gguf").write_bytes(gguf_bytes(tensor_count=6, infos=infos) + bytes(512))
+    with pytest.raises(CheckpointError, match="5 problem") as e:
+        open_tensors(tmp_path)
+    for words in ["'odd' of shape (100,) does not divide", "'iq' has type 17 (IQ2_XS), expected", "'new' has type 999"]:
+        assert words in str(e.value)
+    for words in ["'b' overlaps 'a'", "'far' ends at byte"]:
+        assert words in str(e.value)
+
+
+def test_gguf_truncated(tmp_path):
+    path = write_gguf(tmp_path / "m.gguf", {"w": (rand(64, 64), None)}, tokens=["a", "b"])
+    whole = path.read_bytes()
+    for size in range(4, len(whole) - 1, 97):  # at any point
+        path.write_bytes(whole[:size])
+        with pytest.raises(CheckpointError, match=r"truncated|cannot be in"):
+            open_tensors(path)
+
+
+def test_gguf_part_of_a_split(tmp_path):
+    write_gguf(tmp_path / "m.gguf", {"w": (rand(2, 2), None)}, **{"split.count": 2})
+    with pytest.raises(CheckpointError, match="one part of a split GGUF"):
+        open_tensors(tmp_path)
+
+
+# --- CTranslate2 -------------------------------------------------------------------------------------------------
+
+
+def wave(name, shape):
+    n = int(np.prod(shape))
+    return np.sin(0.37 * np.arange(n) + zlib.crc32(name.encode()) % 100).astype(np.float32).reshape(shape)
+
+
+@pytest.mark.parametrize(("quantisation", "levels", "plain"), [("int8_float16", 127, 2**-11), ("int16", 1024, 0)])
+def test_ctranslate2(quantisation, levels, plain):
+    """Values within half a quantum of what was quantised, biases within their own rounding."""
+    file = open_tensors(DATA / f"ct2_whisper_{quantisation}.bin")
+    assert (file.metadata["spec"], file.metadata["revision"], file.metadata["binary_version"]) == ("WhisperSpec", 3, 6)
+    assert file.metadata["attributes"]["encoder/num_heads"] == 2
+    assert file.metadata["aliases"]["decoder/projection/weight"] == "decoder/embeddings/weight"
+    assert file.shape("encoder/layer_0/self_attention/linear_0/weight") == (24, 8)  # q, k and v
+    assert file.shape("encoder/conv1/weight") == (8, 4, 3)
+    assert not any("scale" in key for key in file.keys())
+    for key in file.keys():
+        got = file.read(key)
+        name = file.metadata["aliases"].get(key, key)
+        expected = np.ones(8) if key.endswith("gamma") else wave(name, file.shape(key))
+        quantised = key.endswith("weight")  # the only variables with a scale in this file
+        rows = expected.reshape(len(expected), -1)
+        peak = np.abs(rows).max(axis=1, keepdims=True) if levels == 127 else np.abs(rows).max()
+        bound = 0.51 * peak / levels if quantised else plain
+        assert got.dtype == file.dtype(key) == (np.float16 if plain and not quantised else np.float32)
+        assert (np.abs(got.reshape(rows.shape) - rows) <= bound).all(), key
+    assert_slices(file, "encoder/conv1/weight")
+    assert_slices(file, "decoder/embeddings/weight")
+
+
+def variable(name, shape, kind, size, data=None):
+    head = struct.pack("<H", len(name) + 1) + name + b"\0" + struct.pack(f"<B{len(shape)}I", len(shape), *shape)
+    return head + struct.pack("<BI", kind, size) + (bytes(size) if data is None else data)
+
+
+def ct2_bytes(*variables, count=None, version=6, tail=bytes(4)):
+    head = (
+        struct.pack("<IH", version, 5) + b"Spec\0" + struct.pack("<II", 1, len(variables) if count is None else count)
+    )
+    return head + b"".join(variables) + tail
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (ct2_bytes(version=99), "binary version 99, expected"),
+        (ct2_bytes(count=1 << 31), "2147483648 variables cannot be in"),
+        (ct2_bytes(variable(b"w", [4], 0, 16, b"")), r"'w' wants 16 bytes .* \(truncated, or a part is missing"),
+        (ct2_bytes(variable(b"w", [4], 9, 16)), "'w' has the unknown data type 9"),
+        (ct2_bytes(variable(b"w", [5], 0, 16)), r"'w' has 16 bytes for float32 of shape \(5,\)"),
+        (ct2_bytes(variable(b"w", [4], 0, 16), variable(b"w", [4], 0, 16)), "'w' is listed twice"),
+        (ct2_bytes(variable(b"w", [4], 3, 16), variable(b"w_scale", [4], 0, 16)), "'w' is int32 with a scale"),
+        (ct2_bytes(variable(b"w", [4], 1, 4), variable(b"w_scale", [3], 0, 12)), r"has a scale of shape \(3,\)"),
+        (ct2_bytes(tail=struct.pack("<IH", 1, 2) + b"a\0" + struct.pack("<H", 2) + b"b\0"), "'a' stands for 'b'"),
+        (ct2_bytes(tail=b""), "the alias count wants 4 bytes"),
+    ],
+)
+def test_ctranslate2_bad_files(tmp_path, content, words):
+    (tmp_path / "model.bin").write_bytes(content)
+    with pytest.raises(CheckpointError, match=words):
+        open_tensors(tmp_path)
+
+
+def test_ctranslate2_truncated(tmp_path):
+    whole = (DATA / "ct2_whisper_int16.bin").read_bytes()
+    for size in range(20, len(whole), 131):
+        (tmp_path / "model.bin").write_bytes(whole[:size])
+        with pytest.raises(CheckpointError):
+            open_tensors(tmp_path)
