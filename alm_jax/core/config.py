@@ -1,8 +1,7 @@
 """Experiments as values: nested frozen dataclasses, changed by dotted path, shown flat, kept as JSON.
 
 A path such as `stages.0.optim.learning_rate` or `stages.align.steps` walks fields, tuple items (by index or by the
-item's `name`) and dictionary keys. Command-line flags, `--set` and a config file's `sweep()` all go through
-`apply_overrides`. Config files themselves are read by `alm_jax.core.config_file`.
+item's `name`) and dictionary keys. `--set` and a config file's `sweep()` both go through `apply_overrides`.
 """
 
 from __future__ import annotations
@@ -10,12 +9,16 @@ from __future__ import annotations
 import ast
 import dataclasses
 import enum
+import importlib.util
 import numbers
-import types
+import sys
+import traceback
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
+from pathlib import Path
+from types import ModuleType, UnionType
 from typing import Any, Literal, TypeVar, Union
 
 from alm_jax.core.errors import CheckpointError, ConfigError
@@ -57,7 +60,10 @@ def coerce(value: Any, hint: Any, at: str, resolver: Resolver | None = None) -> 
     given = repr(value) if isinstance(value, str) else f"{_shorten(value)} ({type(value).__name__})"
     expected = _spell(hint)
     if isinstance(value, str) and resolver is not None and any(_is_config_class(arm) for arm in arms):
-        named = resolver(value)
+        try:
+            named = resolver(value)
+        except ConfigError as error:
+            raise ConfigError(f"{at}: {error}") from error
         if isinstance(named, tuple(arm for arm in arms if isinstance(arm, type))):
             return named
         given = f"{value!r}, which names a {type(named).__name__}"
@@ -81,7 +87,7 @@ def to_json(config: Any) -> Any:
     Dataclasses are objects with their class name under `"@type"`, tuples are arrays, enum members are named.
 
     Raises:
-        ConfigError: a value that JSON cannot give back exactly (a list, an array, a function); the message has its path.
+        ConfigError: a value that JSON cannot give back exactly (a list, an array, a function), with its path.
     """
     return _encode(config, type(config).__name__)
 
@@ -104,9 +110,11 @@ def from_json(data: Any, types: Mapping[str, type]) -> Any:
         return {key: from_json(value, types) for key, value in data.items()}
     name = data["@type"]
     if name not in types:
-        raise CheckpointError(f"saved config holds a {name!r}, which this version does not know; it knows {_list(types)}")
+        raise CheckpointError(f"saved config holds an unknown class {name!r}; this version knows {_list(types)}")
     cls = types[name]
-    if issubclass(cls, enum.Enum):
+    if _is_enum(cls):
+        if data["name"] not in cls.__members__:
+            raise CheckpointError(f"saved {name} is {data['name']!r}, which this version does not know: {_spell(cls)}")
         return cls[data["name"]]
     known = {f.name: f for f in dataclasses.fields(cls) if f.init}
     values = {key: from_json(value, types) for key, value in data.items() if key != "@type"}
@@ -148,7 +156,7 @@ class _Editor:
     def edit(self, node: Any, hint: Any, edits: dict[str, Any], at: str) -> Any:
         """`node` after `edits`, whose paths are relative to it (`""` is the node itself)."""
         if "" in edits:
-            node = coerce(edits.pop(""), hint, at, self.resolver)
+            node = coerce(edits.pop(""), hint, at or hint.__name__, self.resolver)
         if not edits:
             return node
         children = _children(node, hint)
@@ -169,33 +177,37 @@ class _Editor:
         return _replace(node, changes, at)
 
     def unknown(self, node: Any, at: str, path: str, children: Mapping[str, Any]) -> str:
-        name = path.split(".")[0]
-        where = f"{at} ({type(node).__name__})" if at else type(node).__name__
+        """The message for a path that leads nowhere, with the nearest that does."""
         if not children:
-            value = "None; set it to a config first" if node is None else f"{_shorten(node)}, which has no fields"
+            value = "None; set it to a config first" if node is None else f"{_shorten(node)}, with nothing below it"
             return f"cannot set {_join(at, path)}: {at} is {value}"
-        guess = did_you_mean(name, children)
-        if not guess:
-            leaf = path.split(".")[-1]
-            guess = did_you_mean(leaf, [p for p in flat(self.root) if p.split(".")[-1] == leaf and p != leaf])
-            below = [p for p in flat(self.root) if p.endswith(f".{leaf}")]
-            guess = f": did you mean {below[0]!r}?" if below else ""
-        return f"unknown field {name!r} in {where}{guess or ';'} It has {_list(children)}"
+        name = path.split(".")[0]
+        elsewhere = [known for known in flat(self.root) if known.endswith(f".{path}")]
+        guess = did_you_mean(name, children) or (f": did you mean {elsewhere[0]!r}?" if elsewhere else "")
+        where = f"{at} ({type(node).__name__})" if at else type(node).__name__
+        return f"unknown field {name!r} in {where}{guess or '.'} It holds {_list(children)}"
+
+
+def _items(node: Any, hint: Any) -> list[tuple[Any, Any, Any]]:
+    """(key, value, annotation) of what stands one level below `node`."""
+    if dataclasses.is_dataclass(node):
+        hints = _hints(type(node))
+        return [(f.name, getattr(node, f.name), hints[f.name]) for f in dataclasses.fields(node) if f.init]
+    if isinstance(node, Mapping):
+        return [(key, value, _item_hint(hint, key)) for key, value in node.items()]
+    if isinstance(node, tuple):
+        return [(i, item, _item_hint(hint, i)) for i, item in enumerate(node)]
+    return []
 
 
 def _children(node: Any, hint: Any) -> dict[str, tuple[Any, Any, Any]]:
-    """`{name in a path: (key, value, annotation)}` of what stands one level below `node`."""
-    if dataclasses.is_dataclass(node):
-        hints = _hints(type(node))
-        return {f.name: (f.name, getattr(node, f.name), hints[f.name]) for f in dataclasses.fields(node) if f.init}
-    if isinstance(node, Mapping):
-        return {str(key): (key, value, _item_hint(hint, key)) for key, value in node.items()}
-    if isinstance(node, tuple):
-        items = [(i, item, _item_hint(hint, i)) for i, item in enumerate(node)]
-        names = [getattr(item, "name", None) for item in node]
-        by_name = {name: items[i] for i, name in enumerate(names) if isinstance(name, str) and names.count(name) == 1}
-        return by_name | {str(item[0]): item for item in items}
-    return {}
+    """`_items` by the names that a path may use: tuple items also by their own `name`, where one alone has it."""
+    items = _items(node, hint)
+    if not isinstance(node, tuple):
+        return {str(item[0]): item for item in items}
+    names = [getattr(item, "name", None) for item in node]
+    by_name = {name: item for name, item in zip(names, items) if isinstance(name, str) and names.count(name) == 1}
+    return {str(item[0]): item for item in items} | by_name
 
 
 def _first(path: str, names: Iterable[str]) -> str | None:
@@ -243,7 +255,7 @@ def _as(arm: Any, value: Any, at: str, resolver: Resolver | None) -> Any:
 
 def _as_scalar(kind: type, value: Any) -> Any:
     if kind is str:
-        return value.strip("'\"") if isinstance(value, str) else _NO
+        return value if isinstance(value, str) else _NO
     if kind is bool:
         word = _word(value) if isinstance(value, str) else value
         return word if isinstance(word, bool) else _NO
@@ -281,7 +293,7 @@ def _split(text: str) -> list[str]:
             items.append("")
         else:
             items[-1] += char
-    return [item.strip() for item in items if item.strip()]
+    return [item.strip().strip("'\"") for item in items if item.strip()]
 
 
 def _literal(text: str) -> Any:
@@ -300,7 +312,7 @@ def _arms(hint: Any) -> tuple[Any, ...]:
     origin = typing.get_origin(hint)
     if origin is typing.Annotated:
         return _arms(typing.get_args(hint)[0])
-    return typing.get_args(hint) if origin in (Union, types.UnionType) else (hint,)
+    return typing.get_args(hint) if origin in (Union, UnionType) else (hint,)
 
 
 def _item_hint(hint: Any, key: Any) -> Any:
@@ -338,12 +350,13 @@ def _has_no_default(field: dataclasses.Field) -> bool:
 
 
 def _flatten(node: Any, hint: Any, at: str, result: dict[str, Any]) -> None:
-    if dataclasses.is_dataclass(node) and hint is not type(node):
+    is_config = dataclasses.is_dataclass(node)
+    if is_config and hint is not type(node):
         result[at] = type(node).__name__
-    children = {} if isinstance(node, tuple) and not _holds_config(node) else _children(node, hint)
-    for key, child, child_hint in {key: child for child in children.values() for key in [child[0]]}.values():
+    items = [] if isinstance(node, tuple) and not _holds_config(node) else _items(node, hint)
+    for key, child, child_hint in items:
         _flatten(child, child_hint, _join(at, str(key)), result)
-    if not children and not dataclasses.is_dataclass(node):
+    if not items and not is_config:
         result[at] = node.name if isinstance(node, enum.Enum) else node
 
 
@@ -393,3 +406,77 @@ def _list(names: Iterable[str], limit: int = 20) -> str:
 
 def _join(at: str, name: str) -> str:
     return f"{at}.{name}" if at else name
+
+
+@dataclasses.dataclass(frozen=True)
+class ConfigFile:
+    """A Python file that defines `get_config()` and, if it has variants to compare, `sweep()`."""
+
+    path: Path
+    module: ModuleType
+
+    def get_config(self) -> Any:
+        """The experiment that the file describes."""
+        if not callable(getattr(self.module, "get_config", None)):
+            raise ConfigError(f"{self.path}: defines no get_config(), which returns the experiment")
+        config = _run(self.path, self.module.get_config)
+        if not dataclasses.is_dataclass(config) or isinstance(config, type):
+            raise ConfigError(f"{self.path}: get_config() must return an experiment, got {_shorten(config)}")
+        return config
+
+    def sweep(self) -> list[dict[str, Any]]:
+        """The file's variants as overrides `{path: value}`; one without changes if it defines no `sweep()`."""
+        if not hasattr(self.module, "sweep"):
+            return [{}]
+        items = _run(self.path, lambda: list(self.module.sweep()))
+        for item in items:
+            if not isinstance(item, Mapping) or not all(isinstance(key, str) for key in item):
+                raise ConfigError(f"{self.path}: sweep() gives dictionaries {{path: value}}, got {_shorten(item)}")
+        return [dict(item) for item in items]
+
+
+def shipped_configs() -> Path:
+    """The folder of the configs that come with the library: inside a wheel, or the checkout's `configs`."""
+    package = Path(__file__).resolve().parent.parent
+    return package / "_configs" if (package / "_configs").is_dir() else package.parent / "configs"
+
+
+def load_config_file(name: str | Path) -> ConfigFile:
+    """Run a config file, given by its path or, if it is a shipped one, by name (`ltu/tiny`, `configs/ltu/tiny.py`).
+
+    Raises:
+        ConfigError: no such file (with the closest shipped name), or an exception in it, with its file and line.
+    """
+    path = _find_config(str(name))
+    # Dataclasses look their module up by name while they are made; the path makes it unique.
+    spec = importlib.util.spec_from_file_location(f"alm_config:{path.resolve()}", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{path}: a config is a Python file (.py)")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    _run(path, lambda: spec.loader.exec_module(module))
+    return ConfigFile(path, module)
+
+
+def _find_config(name: str) -> Path:
+    root = shipped_configs()
+    short = name.removeprefix("configs/")
+    for path in (Path(name), Path(f"{name}.py"), root / short, root / f"{short}.py"):
+        if path.is_file():
+            return path
+    names = sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.py"))
+    guess = did_you_mean(short.removesuffix(".py"), names) or "."
+    raise ConfigError(f"no config file {name!r}{guess} Give a path, or one that is shipped: {_list(names) or 'none'}")
+
+
+def _run(path: Path, function: Callable[[], Any]) -> Any:
+    """Call into a config file; what it raises becomes one line with the file's line number."""
+    try:
+        return function()
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        if isinstance(error, SyntaxError):
+            lines.append(error.lineno)
+        where = f"{path}:{lines[-1]}" if lines else str(path)
+        kind = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
+        raise ConfigError(f"{where}: {kind}{getattr(error, 'msg', error)}") from error
