@@ -1,0 +1,183 @@
+"""From parts to a row: tokenizing, truncation, EOS and label rules, and where audio stands.
+
+The rules are those of LTU's published code (`finetune.py`, `tokenize` and `generate_and_tokenize_prompt`), written for
+any order of text and audio: what a `Layout` leaves open is how a system differs.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from alm_jax.core.sequence import Audio, Layout, Part, Row, Text
+from alm_jax.data.tokenizer import Tokenizer
+
+
+class Tokens(NamedTuple):
+    """The text of an example.
+
+    Attributes:
+        ids: its ids, BOS and EOS included.
+        learn: which of them are learnt (what official code calls labels; False = -100).
+        heard: (number of ids before it, clip) for each audio part.
+    """
+
+    ids: list[int]
+    learn: list[bool]
+    heard: list[tuple[int, int]]
+
+
+def tokenize(parts: Sequence[Part], layout: Layout, tokenizer: Tokenizer) -> Tokens:
+    """Tokenize the text of an example and mark what is learnt.
+
+    Text parts that touch are one string. All ids together, BOS counted, are cut to `layout.max_text_tokens`, and
+    nothing follows a cut, audio included. EOS follows iff the last part is to be learnt, it is not there already, and
+    there is room. With `loss_on="answer"` the border between prompt and answer is at the prompt's own number of tokens.
+    """
+    groups = _groups(parts)
+    runs = [tokenizer.encode(_text(group)) for group in groups if isinstance(group, list)]
+    return _assemble(groups, runs, layout, tokenizer)
+
+
+def lay_out(
+    parts: Sequence[Part],
+    layout: Layout,
+    tokenizer: Tokenizer,
+    *,
+    audio_tokens: int,
+    slots: Sequence[int] | None = None,
+) -> Row:
+    """The row of an example.
+
+    Args:
+        parts: text and audio in the order in which they are read.
+        audio_tokens: T, the aligner's tokens a slot.
+        slots: number of slots that each clip takes, by clip number; None: one each.
+
+    A position learns to predict the next id where that id is learnt; BOS itself is never predicted.
+    """
+    text = tokenize(parts, layout, tokenizer)
+    cells: list[tuple[int, int, int, int]] = []  # token, learnt, audio index, indicator index
+    clips: list[int] = []
+    done = 0
+    for before, clip in [*text.heard, (len(text.ids), None)]:
+        cells += [(i, learn, -1, -1) for i, learn in zip(text.ids[done:before], text.learn[done:before])]
+        done = before
+        if clip is None:
+            break
+        count = 1 if slots is None else slots[clip]
+        if clip not in clips:  # one that is heard again takes no further slots
+            clips += [clip] * count
+        start = clips.index(clip) * audio_tokens
+        cells += [(0, False, -1, i) for i in range(layout.indicators)]
+        cells += [(0, False, i, -1) for i in range(start, start + count * audio_tokens)]
+
+    tokens, learnt, audio, indicator = np.array(cells, np.int32).reshape(-1, 4).T.copy()
+    is_text = (audio < 0) & (indicator < 0)
+    if tokenizer.bos_id is not None and is_text.any():
+        learnt[is_text.argmax()] = 0
+    return Row(
+        tokens=tokens,
+        audio_index=audio,
+        indicator_index=indicator,
+        targets=np.append(tokens[1:], np.int32(0))[: len(tokens)],
+        loss_weight=np.append(learnt[1:], 0)[: len(tokens)].astype(np.float32),
+        penalty_mask=is_text & layout.penalize_prompt,
+        clips=tuple(clips),
+    )
+
+
+def lay_out_prompt(
+    parts: Sequence[Part],
+    layout: Layout,
+    tokenizer: Tokenizer,
+    *,
+    audio_tokens: int,
+    slots: Sequence[int] | None = None,
+) -> Row:
+    """The row of a prompt, to generate from: `lay_out` without learnt text at the end, without EOS and never cut."""
+    parts = list(parts)
+    while parts and isinstance(parts[-1], Text) and parts[-1].loss:
+        parts.pop()
+    layout = replace(layout, eos=False, max_text_tokens=sys.maxsize)
+    return lay_out(parts, layout, tokenizer, audio_tokens=audio_tokens, slots=slots)
+
+
+def row_lengths(
+    examples: Iterable[Sequence[Part]], layout: Layout, tokenizer: Tokenizer, *, audio_tokens: int
+) -> np.ndarray:
+    """int32 [n]: `len(lay_out(parts, ...))` of many examples (one slot a clip), tokenized on all cores."""
+    layout = replace(layout, loss_on="all")  # labels do not change lengths, and cost a second tokenizing
+    grouped = [_groups(parts) for parts in examples]
+    runs = tokenizer.encode_batch([_text(g) for groups in grouped for g in groups if isinstance(g, list)])
+    lengths, at = np.zeros(len(grouped), np.int32), 0
+    for i, groups in enumerate(grouped):
+        count = sum(isinstance(g, list) for g in groups)
+        tokens = _assemble(groups, runs[at : at + count], layout, tokenizer)
+        lengths[i] = len(tokens.ids) + len(tokens.heard) * (layout.indicators + audio_tokens)
+        at += count
+    return lengths
+
+
+def _groups(parts: Sequence[Part]) -> list[Audio | list[Text]]:
+    groups: list[Audio | list[Text]] = []
+    for part in parts:
+        if isinstance(part, Audio):
+            groups.append(part)
+        elif groups and isinstance(groups[-1], list):
+            groups[-1].append(part)
+        else:
+            groups.append([part])
+    return groups
+
+
+def _text(texts: list[Text]) -> str:
+    return "".join(t.text for t in texts)
+
+
+def _assemble(groups: list[Audio | list[Text]], runs: list[list[int]], layout: Layout, tokenizer: Tokenizer) -> Tokens:
+    """Put together the groups of one example; `runs` are the ids of its groups of text, in order."""
+    learn_all = layout.loss_on == "all"
+    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    ids: list[int] = []
+    learn: list[bool] = []
+    heard: list[tuple[int, int]] = []
+    runs_left = iter(runs)
+    opened = False
+
+    def open_text() -> None:
+        ids.extend(bos)
+        learn.extend([learn_all] * len(bos))
+
+    for group in groups:
+        if not opened and (layout.bos == "first" or isinstance(group, list)):
+            open_text()
+            opened = True
+        if isinstance(group, Audio):
+            heard.append((len(ids), group.clip))
+            continue
+        run = next(runs_left)
+        kept = run[: max(0, layout.max_text_tokens - len(ids))]
+        learn.extend([True] * len(kept) if learn_all else _learnt(group, len(kept), tokenizer))
+        ids.extend(kept)
+        if len(kept) < len(run):
+            break
+    ends_learnt = bool(groups) and isinstance(groups[-1], list) and groups[-1][-1].loss
+    if layout.eos and ends_learnt and len(ids) < layout.max_text_tokens and ids[-1:] != [tokenizer.eos_id]:
+        ids.append(tokenizer.eos_id)
+        learn.append(True)
+    return Tokens(ids, learn, heard)
+
+
+def _learnt(texts: list[Text], length: int, tokenizer: Tokenizer) -> list[bool]:
+    """Which of a run's `length` ids are learnt: a border lies where the text before it, tokenized alone, ends."""
+    learn: list[bool] = []
+    for i, text in enumerate(texts):
+        last = i == len(texts) - 1
+        border = length if last else min(length, len(tokenizer.encode(_text(texts[: i + 1]))))
+        learn.extend([text.loss] * (border - len(learn)))
+    return learn

@@ -1,0 +1,49 @@
+"""Prompt templates: how a row's fields become the parts of an example."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from alm_jax.core.sequence import Audio, Part, Text
+from alm_jax.data.rows import AudioRow
+
+
+@dataclass(frozen=True)
+class Template:
+    """A prompt with and without further input.
+
+    Attributes:
+        name: for records.
+        no_input: the prompt, with `{instruction}`.
+        with_input: the prompt of a row whose `input` is not empty, with `{instruction}` and `{input}`.
+    """
+
+    name: str
+    no_input: str
+    with_input: str
+
+    def prompt(self, instruction: str, input: str = "") -> str:
+        return (self.with_input if input else self.no_input).format(instruction=instruction, input=input)
+
+    def parts(self, row: AudioRow, *, answer: bool = True) -> list[Part]:
+        """The row's clips, its prompt, and its answer as the text to learn (`answer=False`: to be generated)."""
+        parts: list[Part] = [Audio(clip) for clip in range(len(row.clips))]
+        parts.append(Text(self.prompt(row.instruction, row.input)))
+        if answer:
+            parts.append(Text(row.output, loss=True))
+        return parts
+
+
+ALPACA_SHORT = Template(
+    name="alpaca_short",
+    no_input="### Instruction:\n{instruction}\n\n### Response:\n",
+    with_input="### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n",
+)
+"""LTU's and LTU-AS's (`templates/alpaca_short.json`)."""
+
+CHATML = Template(
+    name="chatml",
+    no_input="<|im_start|>user\n{instruction}<|im_end|>\n<|im_start|>assistant\n",
+    with_input="<|im_start|>user\n{instruction}\n\n{input}<|im_end|>\n<|im_start|>assistant\n",
+)
+"""One turn in the form of SmolLM2-Instruct and other ChatML models; the turn's end, `<|im_end|>`, is their EOS."""
