@@ -1,0 +1,1 @@
+"""Rows, scenes, tokenizing and the plan-driven pipeline."""
