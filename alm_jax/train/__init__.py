@@ -1,0 +1,1 @@
+"""Training: the functional step, stages and curricula, checkpoints, metrics."""

@@ -1,0 +1,50 @@
+"""What a step minimises."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from alm_jax.core.sequence import Batch
+
+LossGroup = int | Literal["batch"]
+
+
+class Objective(Protocol):
+    """The sum of weight x loss over the targets of some rows; linear in the weights, so that rows may come in parts."""
+
+    def __call__(self, model: Any, batch: Batch, weight: jax.Array, key: jax.Array | None, dtype: Any) -> jax.Array:
+        """float32 scalar; `weight` is float32 [B, L], `key` turns dropout on, `dtype` is that of activations."""
+
+
+def next_token(model: Any, batch: Batch, weight: jax.Array, key: jax.Array | None, dtype: Any) -> jax.Array:
+    """Weighted negative log-likelihood of the next token, in float32."""
+    logits = model.logits(model.hidden(batch, key=key, dtype=dtype))
+    nll = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), batch.targets)
+    # A position without weight may hold any logits, pads among them: it must not turn the sum into NaN.
+    return jnp.sum(jnp.where(weight > 0, nll * weight, 0.0))
+
+
+OBJECTIVES: dict[str, Objective] = {"next_token": next_token}
+
+
+def normalised_weights(loss_weight: jax.Array, groups: jax.Array, count: int) -> jax.Array:
+    """Weights that make the weighted sum of losses a mean over groups of the token mean in each group.
+
+    The official trainers average the means of their micro-batches; a group is such a micro-batch. A group without any
+    target is left out of the mean (the official code would divide by zero).
+
+    Args:
+        loss_weight: float32 [B, L].
+        groups: int32 [B] which group a row belongs to; count: number of groups.
+
+    Returns:
+        float32 [B, L]; sums to 1, or to 0 where no row has a target.
+    """
+    tokens = jax.ops.segment_sum(loss_weight.sum(-1), groups, num_segments=count)
+    filled = jnp.maximum(jnp.sum(tokens > 0), 1)
+    share = jnp.where(tokens > 0, 1.0 / (jnp.where(tokens > 0, tokens, 1.0) * filled), 0.0)
+    return loss_weight * share[groups][:, None]

@@ -1,0 +1,119 @@
+"""Optimisers and learning-rate schedules, with the semantics of PyTorch and the Hugging Face trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from alm_jax.core.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with clipping by global norm; defaults are LTU's (finetune.py, LTU stages 2 to 4).
+
+    Attributes:
+        learning_rate: the base rate, reached after the warm-up.
+        schedule: after the warm-up `linear` decay to 0, half a `cosine`, or `constant`.
+        warmup_steps: updates over which the rate grows linearly; the first update has rate 0.
+        betas, eps, weight_decay: AdamW; the decay is decoupled and acts on every trained parameter.
+        clip_norm: gradients are scaled down to this global norm; None leaves them.
+        lr_scale: `{path pattern: factor}` on the learning rate; the first pattern that fits a path counts.
+    """
+
+    learning_rate: float = 1e-4
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_steps: int = 100
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float | None = 1.0
+    lr_scale: dict[str, float] = field(default_factory=dict)
+
+
+class Optimizer(NamedTuple):
+    """`transform` updates `{path: array}`; `schedule(updates done)` is the base rate of the next update."""
+
+    transform: optax.GradientTransformation
+    schedule: Callable[[jax.Array], jax.Array]
+
+
+def make_optimizer(config: OptimConfig, total_steps: int) -> Optimizer:
+    """The optimiser of a stage of `total_steps` updates; its trees are flat `{path: array}` dictionaries."""
+    schedule = make_schedule(config, total_steps)
+    b1, b2 = config.betas
+    parts = [
+        optax.scale_by_adam(b1, b2, config.eps),
+        optax.add_decayed_weights(config.weight_decay),
+        optax.scale_by_learning_rate(schedule),
+    ]
+    if config.clip_norm is not None:
+        parts.insert(0, clip_by_global_norm(config.clip_norm))
+    if config.lr_scale:
+        parts.append(_scale_by_path(config.lr_scale))
+    return Optimizer(optax.chain(*parts), schedule)
+
+
+def make_schedule(config: OptimConfig, total_steps: int) -> Callable[[jax.Array], jax.Array]:
+    """Rate of update k = 0, 1, ... as in `transformers.get_scheduler`: base * k / warm-up, then the decay to 0 at T.
+
+    Raises:
+        ConfigError: an unknown schedule.
+    """
+    warmup, decay_steps = config.warmup_steps, max(1, total_steps - config.warmup_steps)
+    decays = {
+        "linear": lambda progress: 1.0 - progress,
+        "cosine": lambda progress: 0.5 * (1.0 + jnp.cos(jnp.pi * progress)),
+        "constant": jnp.ones_like,
+    }
+    if config.schedule not in decays:
+        raise ConfigError(f"optim.schedule is {config.schedule!r}; expected one of {', '.join(decays)}")
+    decay = decays[config.schedule]
+
+    def schedule(count: jax.Array) -> jax.Array:
+        count = jnp.asarray(count, jnp.float32)
+        progress = jnp.clip((count - warmup) / decay_steps, 0.0, 1.0)
+        factor = jnp.where(count < warmup, count / max(1, warmup), decay(progress))
+        return config.learning_rate * factor
+
+    return schedule
+
+
+def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+    """`torch.nn.utils.clip_grad_norm_`: scale by min(1, max_norm / (norm + 1e-6)); optax's has no 1e-6."""
+
+    def clip(updates, params=None):
+        del params
+        scale = jnp.minimum(1.0, max_norm / (optax.tree.norm(updates) + 1e-6))
+        return jax.tree.map(lambda g: g * scale, updates)
+
+    return optax.stateless(clip)
+
+
+def _scale_by_path(factors: dict[str, float]) -> optax.GradientTransformation:
+    def init(params):
+        idle = [pattern for pattern in factors if not any(fnmatchcase(path, pattern) for path in params)]
+        if idle:
+            raise ConfigError(f"optim.lr_scale patterns {idle} fit no trained parameter; trained are {_some(params)}")
+        return optax.EmptyState()
+
+    def update(updates, state, params=None):
+        del params
+        return {path: leaf * _factor(path, factors) for path, leaf in updates.items()}, state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _factor(path: str, factors: dict[str, float]) -> float:
+    return next((factor for pattern, factor in factors.items() if fnmatchcase(path, pattern)), 1.0)
+
+
+def _some(paths: Iterable[str], limit: int = 8) -> str:
+    paths = list(paths)
+    return ", ".join(paths[:limit]) + (" ..." if len(paths) > limit else "")
