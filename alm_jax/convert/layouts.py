@@ -1,0 +1,53 @@
+"""The checkpoint layouts that can be read and written, by name, and which one a file has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from alm_jax.convert import cav_mae, llama, ltu, ltu_as, whisper
+from alm_jax.convert.load import fold
+from alm_jax.convert.rules import Table
+from alm_jax.core.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One layout of one model or part.
+
+    Attributes:
+        signature: patterns, each of which some key of such a file fits; no file of a layout below in the list fits all.
+        table: from the config of the part (`LlamaConfig`, ...) or of the system (`AlmConfig`) to its table.
+    """
+
+    signature: tuple[str, ...]
+    table: Callable[[Any], Table]
+
+
+LAYOUTS = {
+    "ltu": Layout(("*audio_encoder.blocks_a.0.*", "*audio_proj.1.weight"), ltu.official),
+    "ltu_as": Layout(("*audio_encoder.time_tr.*", "*audio_proj.1.weight"), ltu_as.official),
+    "cav_mae": Layout(("*blocks_a.0.*", "*patch_embed_a.proj.weight"), cav_mae.official),
+    "whisper_openai": Layout(("*blocks.0.attn.query.weight", "*conv1.weight"), whisper.openai),
+    "whisper_hf": Layout(("*layers.0.self_attn.k_proj.weight", "*conv1.weight"), whisper.hf),
+    "whisper_ctranslate2": Layout(("encoder/layer_0/self_attention/*", "encoder/conv1/weight"), whisper.ctranslate2),
+    "llama_gguf": Layout(("blk.0.attn_q.weight", "blk.0.ffn_gate.weight"), llama.gguf),
+    "llama_hf": Layout(("*layers.0.self_attn.q_proj.*weight", "*layers.0.mlp.gate_proj.*weight"), llama.hf),
+    "llama_lora": Layout(("*layers.0.*_proj.lora_A.*weight",), llama.hf),
+}
+
+
+def detect(keys: Iterable[str]) -> str:
+    """Name of the layout of a file with these keys.
+
+    Raises:
+        CheckpointError: it is none of `LAYOUTS`.
+    """
+    keys = list(keys)
+    for name, layout in LAYOUTS.items():
+        if all(any(fnmatchcase(key, pattern) for key in keys) for pattern in layout.signature):
+            return name
+    some = ", ".join(fold(keys)[:8]) or "no keys"
+    raise CheckpointError(f"unknown checkpoint layout: {some}, ...; expected one of {', '.join(LAYOUTS)}")
