@@ -322,9 +322,10 @@ _DECLINES = re.compile(
 _INTERVAL = re.compile(
     r"(\d+(?:\.\d+)?)\s*(?:s|sec|seconds)?\s*(?:-|–|to|and)\s*(\d+(?:\.\d+)?)\s*(?:s\b|sec|seconds)?"
 )
+# As `_words` leaves them.
 _FILLER = frozenset(
-    "a an and are at audio be been begins between by can clip contains from has have heard hear in is it of occurs "
-    "recording sound sounds start starts that the then there this was were".split()
+    "a an and are at audio be been begin between by can clip contain from has have heard hear in is it of occur "
+    "record second sec sound start that the then there thi to was were".split()
 )
 
 

@@ -11,7 +11,7 @@ import json
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -237,42 +237,44 @@ def write_scenes(
         (out_dir / "scenes").mkdir(parents=True, exist_ok=True)
         _claim(out_dir, clips, config, seed)
         listing = out_dir / "scenes.jsonl"
-        done = {index: line for index, line in _read_lines(listing, out_dir) if index < n}
-        _write_text(listing, "".join(json.dumps(done[index]) + "\n" for index in sorted(done)))
+        done = {index: scene for index, scene in _finished(out_dir, listing) if index < n}
+        _write_text(listing, "".join(_line(index, done[index]) for index in sorted(done)))
         todo = [index for index in range(n) if index not in done]
         with listing.open("a", encoding="utf-8") as handle:
-            for index, line in _compose_all(out_dir, clips, config, seed, todo, workers):
-                done[index] = line
-                handle.write(json.dumps(line) + "\n")
+            for index, scene in _compose_all(out_dir, clips, config, seed, todo, workers):
+                done[index] = scene
+                handle.write(_line(index, scene))
                 handle.flush()
                 if progress:
                     progress(len(done), n)
-        _write_text(listing, "".join(json.dumps(done[index]) + "\n" for index in range(n)))
+        _write_text(listing, "".join(_line(index, done[index]) for index in range(n)))
         if vocabulary is None:
             vocabulary = [clip.phrase for clip in clips if clip.label not in config.background]
         rows = [
             row
-            for audio_id, scene in read_scenes(listing)
-            for row in make_rows(scene, audio_id, kinds, scene.seed, vocabulary=vocabulary)
+            for index in range(n)
+            for row in make_rows(done[index], _audio_id(index), kinds, done[index].seed, vocabulary=vocabulary)
         ]
         _write_text(out_dir / "rows.json", json.dumps(rows, indent=0))
-    except OSError as error:
+    except (OSError, BrokenExecutor) as error:  # a full disk; a worker killed for memory
         raise DataError(
-            f"{out_dir}: cannot write scenes ({error}); finished ones are kept, so free the cause and run again"
+            f"{out_dir}: cannot write scenes ({error}); finished ones are kept: remove the cause and run again"
         ) from error
     return out_dir / "rows.json"
 
 
 def read_scenes(path: str | Path) -> list[tuple[str, Scene]]:
     """Reads `scenes.jsonl`: (audio_id, scene without waveform) for each line."""
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; expected the scenes.jsonl that write_scenes makes")
     scenes = []
-    for number, text in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
-            line = json.loads(text)
-            scenes.append((line.pop("audio_id"), Scene.from_annotation(line)))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            scenes.append(_parse(text))
+        except (ValueError, KeyError, TypeError) as error:
             raise DataError(
-                f"{path} line {number}: not a scene's annotation ({error}); write the scenes again"
+                f"{path} line {number}: not a scene's annotation ({error}); run write_scenes again"
             ) from error
     return scenes
 
@@ -408,17 +410,16 @@ def _annotate(sound: _Sound, start: int, gain: float, noise_db: float, scale: fl
     )
 
 
-def _compose_one(index: int, out_dir: Path, clips: list[Clip], config: SceneConfig, seed: int) -> tuple[int, dict]:
+def _compose_one(index: int, out_dir: Path, clips: list[Clip], config: SceneConfig, seed: int) -> tuple[int, Scene]:
     scene_seed = int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0])
     scene = compose(clips, config, scene_seed)
-    audio_id = f"scenes/{index:06d}.flac"
-    write_audio(out_dir / audio_id, scene.waveform, scene.sample_rate)
-    return index, {"audio_id": audio_id} | scene.annotation()
+    write_audio(out_dir / _audio_id(index), scene.waveform, scene.sample_rate)
+    return index, dataclasses.replace(scene, waveform=None)
 
 
 def _compose_all(
     out_dir: Path, clips: list[Clip], config: SceneConfig, seed: int, todo: list[int], workers: int
-) -> Iterator[tuple[int, dict]]:
+) -> Iterator[tuple[int, Scene]]:
     task = functools.partial(_compose_one, out_dir=out_dir, clips=clips, config=config, seed=seed)
     if workers == 1 or len(todo) < 2:
         yield from map(task, todo)
@@ -443,17 +444,31 @@ def _claim(out_dir: Path, clips: Iterable[Clip], config: SceneConfig, seed: int)
         raise DataError(f"{out_dir}: holds scenes of another seed, config or set of clips; use another folder")
 
 
-def _read_lines(listing: Path, out_dir: Path) -> Iterator[tuple[int, dict]]:
-    """The scenes that are finished. A line cut short by a stop is left out: its scene is composed again, the same."""
+def _finished(out_dir: Path, listing: Path) -> Iterator[tuple[int, Scene]]:
+    """The scenes that are there. A line cut short by a stop is left out: its scene is composed again, the same."""
     if not listing.exists():
         return
     for text in listing.read_text(encoding="utf-8").splitlines():
         try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
+            audio_id, scene = _parse(text)
+            index = int(Path(audio_id).stem)
+        except (ValueError, KeyError, TypeError):
             continue
-        if (out_dir / line["audio_id"]).is_file():
-            yield int(Path(line["audio_id"]).stem), line
+        if (out_dir / audio_id).is_file():
+            yield index, scene
+
+
+def _audio_id(index: int) -> str:
+    return f"scenes/{index:06d}.flac"
+
+
+def _line(index: int, scene: Scene) -> str:
+    return json.dumps({"audio_id": _audio_id(index)} | scene.annotation()) + "\n"
+
+
+def _parse(line: str) -> tuple[str, Scene]:
+    fields = dict(json.loads(line))
+    return fields.pop("audio_id"), Scene.from_annotation(fields)
 
 
 def _write_text(path: Path, text: str) -> None:
