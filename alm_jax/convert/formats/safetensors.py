@@ -50,7 +50,9 @@ class Safetensors:
             header = f.read(length)
         problems: list[str] = []
         entries = _parse(path, header, problems)
-        self.metadata: dict[str, Any] = dict(entries.pop("__metadata__", None) or {})
+        self.metadata: dict[str, Any] = entries.pop("__metadata__", {})
+        if not isinstance(self.metadata, dict):
+            problems.append("'__metadata__' is no JSON object")
         self._tensors: dict[str, Extent] = {}
         for key, entry in entries.items():
             try:
