@@ -47,9 +47,10 @@ def feature_key(audio: str, *, frontend: Any, weights: str, taps: Sequence[int],
 
 
 class FeatureWriter:
-    """Writes a features file: `with FeatureWriter(path, shape, dtype) as w: w.add(key, values, clips=[path, ...])`.
+    """Writes a features file, as a context manager.
 
-    The file appears at `path` when the block ends, whole; after an error nothing is left.
+    The file appears at `path` when the block ends, whole; after an error nothing is left. Its last record is the index,
+    so one file holds all.
 
     Args:
         path: the file, by custom `*.array_record`.
@@ -74,21 +75,25 @@ class FeatureWriter:
     def __contains__(self, key: str) -> bool:
         return key in self._records
 
-    def add(self, key: str, values: np.ndarray | None, clips: Sequence[str | Path] = ()) -> None:
-        """Add one clip's features (None: they are there already, under another path) and the paths it is found at.
+    def add(self, key: str, values: np.ndarray) -> None:
+        """Add features under a new key.
 
         Raises:
-            DataError: a wrong shape, or values that are not finite.
+            DataError: a wrong shape, or values that are not finite in `dtype`.
         """
-        self._clips |= {str(clip): key for clip in clips}
-        if key in self._records:
-            return
-        if values is None or values.shape != self.shape or not np.isfinite(values).all():
-            found = "none" if values is None else f"shape {values.shape}"
-            raise DataError(f"features of {list(map(str, clips))}: {found}, expected finite values of {self.shape}")
-        data = np.ascontiguousarray(values, self.dtype).tobytes()
+        if values.shape != self.shape:
+            raise DataError(f"{self.path}: features of shape {values.shape}, expected {self.shape}")
+        with np.errstate(over="ignore"):  # an overflow is an error below
+            values = np.ascontiguousarray(values, self.dtype)
+        if not np.isfinite(values).all():
+            raise DataError(f"{self.path}: features {key[:12]} are not finite in {self.dtype.name}")
+        data = values.tobytes()
         self._records[key] = (len(self._records), zlib.crc32(data))
         self._writer.write(data)
+
+    def link(self, clip: str | Path, key: str) -> None:
+        """Note that the clip at a path has the features `key` (several paths may hold the same audio)."""
+        self._clips[str(clip)] = key
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
         try:

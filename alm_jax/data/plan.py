@@ -199,7 +199,7 @@ class Plan:
 
 
 def _permutation(n: int, *key: int) -> np.ndarray:
-    """A permutation of n that does not depend on NumPy's version (only bit generators' streams are promised to stay)."""
+    """A permutation of n, the same in every NumPy (of its random streams, only the bit generators' are promised)."""
     return np.argsort(np.random.Philox(np.random.SeedSequence(key)).random_raw(n), kind="stable")
 
 

@@ -1,0 +1,280 @@
+"""The pipeline: planned steps to loaded batches, in threads or worker processes (Grain).
+
+A batch is a pure function of its step, so the same steps give the same batches with any number of workers, and a run
+resumes by starting at a later step.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from multiprocessing import parent_process
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from alm_jax.audio.io import load_audio
+from alm_jax.core.errors import AudioError, ConfigError, DataError
+from alm_jax.core.sequence import Batch, Layout, Row, collate
+from alm_jax.data.features import FeatureStore
+from alm_jax.data.layout import lay_out
+from alm_jax.data.plan import NO_ROW, DataSpec, Plan, PlannedBatch, measure
+from alm_jax.data.rows import RowSet, read_rows
+from alm_jax.data.templates import Template
+from alm_jax.data.tokenizer import Tokenizer
+
+_log = logging.getLogger(__name__)
+_THREADS = 2  # batches loaded at once without workers; each holds the interpreter lock while it tokenizes
+_AHEAD = 4  # batches ready before they are asked for, per reader
+_SHARED_MEMORY_FROM = 1 << 16  # bytes; smaller arrays are cheaper to copy
+_BAD_GRACE = 1000  # rows over which the share of bad ones is taken at least
+
+
+class FrontEnd(Protocol):
+    """What the pipeline needs of an encoder's front end (`alm_jax.audio.frontend`)."""
+
+    sample_rate: int
+    max_seconds: float | None
+    feature_shape: tuple[int | None, ...]
+
+    def numpy(self, wave: np.ndarray) -> np.ndarray:
+        """float32 [n] to one encoder window of `feature_shape`."""
+
+
+class LoadedBatch(NamedTuple):
+    """One process's rows of a step.
+
+    Attributes:
+        step: the step.
+        batch: NumPy arrays, this process's rows.
+        planned: the global batch that they belong to.
+        bad: a message for each row that could not be loaded; it stands in the batch without audio and without loss.
+    """
+
+    step: int
+    batch: Batch
+    planned: PlannedBatch
+    bad: list[str]
+
+
+@dataclass(frozen=True)
+class DataPipeline:
+    """Loads the batches of a plan.
+
+    Attributes:
+        plan: which rows a step takes.
+        rowsets: the plan's sources.
+        template, layout, tokenizer: how a row becomes positions.
+        audio: the front end that clips go through, or a store of their precomputed features.
+        audio_tokens: T, the aligner's tokens a slot.
+        slots: A, the most clips that a row holds; 0: no audio at all.
+        augment: `augment(window, rng)` of each clip's window, random by the plan's seed; not with a store.
+        process_index, process_count: this process takes its block of consecutive rows of each global batch, so that
+            the blocks in the processes' order are the planned batch.
+
+    Raises:
+        ConfigError: the batch does not divide among the processes, or a store is to be augmented.
+    """
+
+    plan: Plan
+    rowsets: tuple[RowSet, ...]
+    template: Template
+    layout: Layout
+    tokenizer: Tokenizer
+    audio: FrontEnd | FeatureStore | None
+    audio_tokens: int
+    slots: int = 1
+    augment: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None
+    process_index: int = 0
+    process_count: int = 1
+
+    def __post_init__(self) -> None:
+        size = self.plan.spec.batch_size
+        if size % self.process_count:
+            raise ConfigError(f"batch_size {size} does not divide among {self.process_count} processes")
+        if self.augment is not None and isinstance(self.audio, FeatureStore):
+            raise ConfigError("precomputed features cannot be augmented: compute them in the run, or leave augment out")
+        if self.slots and self.audio is None:
+            raise ConfigError(f"rows of {self.slots} slots need a front end or a feature store")
+        if self.slots and None in self._window:
+            raise ConfigError(f"windows of {self._window} have no fixed shape: give the front end a number of frames")
+
+    def iterate(self, start_step: int, num_steps: int) -> Iterator[LoadedBatch]:
+        """The batches of steps `start_step` to `start_step + num_steps - 1`, in order, loaded ahead.
+
+        With workers, call it under `if __name__ == "__main__":` (they are spawned). Bad rows are logged.
+
+        Raises:
+            DataError: more than the plan's `max_bad_share` of the rows loaded by this process are bad.
+        """
+        import grain
+        from absl import flags
+
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags, which are parsed in absl's programs alone
+        spec = self.plan.spec
+        steps = grain.MapDataset.range(start_step, start_step + num_steps).map(self.load)
+        if spec.workers:
+            serial = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+            dataset = grain.experimental.WithOptionsIterDataset(
+                steps.to_iter_dataset(serial),
+                grain.experimental.DatasetOptions(min_shm_size=self._shared_memory_from()),
+            ).mp_prefetch(
+                grain.MultiprocessingOptions(num_workers=spec.workers, per_worker_buffer_size=_AHEAD),
+                worker_init_fn=_start_worker,
+            )
+        else:
+            dataset = steps.to_iter_dataset(grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD))
+        iterator = iter(dataset)
+        seen, bad = 0, 0
+        try:
+            for loaded in iterator:
+                for message in loaded.bad:
+                    _log.warning("step %d: bad row left out: %s", loaded.step, message)
+                seen, bad = seen + loaded.batch.shape[0], bad + len(loaded.bad)
+                if bad > spec.max_bad_share * max(seen, min(_BAD_GRACE, self.plan.num_rows)):
+                    raise DataError(
+                        f"{bad} of {seen} rows are bad, more than max_bad_share {spec.max_bad_share:.2%} allows; "
+                        f"the last: {loaded.bad[-1]}"
+                    )
+                yield loaded
+        finally:
+            iterator.close()
+
+    def load(self, step: int) -> LoadedBatch:
+        """This process's rows of one step; pure, and safe in any thread."""
+        planned = self.plan(step)
+        block = len(planned.entries) // self.process_count
+        entries = planned.entries[self.process_index * block : (self.process_index + 1) * block]
+        rows, bad = [], []
+        audio = np.zeros((block, self.slots, *self._window), self._dtype) if self.slots else None
+        for b, entry in enumerate(entries):
+            row, problem = self._load_row(entry, None if audio is None else audio[b])
+            rows.append(row)
+            if problem:
+                bad.append(problem)
+        batch = replace(collate(rows, planned.bucket, slots=self.slots), audio=audio)
+        return LoadedBatch(step, batch, planned, bad)
+
+    def _load_row(self, entry: tuple[int, int, int], audio: np.ndarray | None) -> tuple[Row, str]:
+        """The row of an entry, its windows written into `audio` [A, ...], and its problem (empty: none)."""
+        if entry == NO_ROW:
+            return _EMPTY, ""
+        source, index, seed = entry
+        rows = self.rowsets[source]
+        laid_out = _EMPTY
+        try:
+            row = rows[index]
+            laid_out = lay_out(self.template.parts(row), self.layout, self.tokenizer, audio_tokens=self.audio_tokens)
+            if len(laid_out.clips) > self.slots:
+                laid_out, found = _EMPTY, len(laid_out.clips)
+                raise DataError(f"{found} clips, but the batch has {self.slots} slots a row")
+            rng = np.random.default_rng(seed)
+            windows = [self._hear(rows.clip_path(row.clips[clip]), rng) for clip in laid_out.clips]
+        except (AudioError, DataError) as e:
+            return replace(laid_out, loss_weight=np.zeros_like(laid_out.loss_weight)), f"{rows.name(index)}: {e}"
+        for slot, window in enumerate(windows):
+            audio[slot] = window
+        return laid_out, ""
+
+    def _hear(self, path: Path, rng: np.random.Generator) -> np.ndarray:
+        if isinstance(self.audio, FeatureStore):
+            return self.audio.of_clip(path)
+        wave, _ = load_audio(path, sample_rate=self.audio.sample_rate, max_seconds=self.audio.max_seconds)
+        window = self.audio.numpy(wave)
+        return window if self.augment is None else self.augment(window, rng)
+
+    @property
+    def _window(self) -> tuple[int, ...]:
+        return self.audio.shape if isinstance(self.audio, FeatureStore) else self.audio.feature_shape
+
+    @property
+    def _dtype(self) -> np.dtype:
+        return self.audio.dtype if isinstance(self.audio, FeatureStore) else np.dtype(np.float32)
+
+    def _shared_memory_from(self) -> int:
+        """Smallest array, in bytes, that workers pass by shared memory; none where containers give too little of it."""
+        spec = self.plan.spec
+        rows = spec.batch_size // self.process_count
+        window = int(np.prod(self._window)) * self._dtype.itemsize if self.slots else 0
+        needed = rows * self.slots * window * spec.workers * (_AHEAD + 2)
+        folder = "/dev/shm"
+        if os.path.isdir(folder) and shutil.disk_usage(folder).free < 2 * needed:
+            _log.warning("%s is too small for %d MB of batches; workers copy them", folder, needed >> 20)
+            return needed
+        return _SHARED_MEMORY_FROM
+
+
+def make_pipeline(
+    spec: DataSpec,
+    *,
+    template: Template,
+    layout: Layout,
+    tokenizer: Tokenizer,
+    audio: FrontEnd | FeatureStore | None,
+    audio_tokens: int,
+    slots: int = 1,
+    augment: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None,
+    cache_dir: str | Path | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> DataPipeline:
+    """Read a spec's rows, measure them (kept in `cache_dir`), plan, and make the pipeline.
+
+    Raises:
+        DataError: unreadable rows, or too many bad ones.
+        ConfigError: a spec that does not fit the rows.
+    """
+    rowsets = tuple(read_rows(source.rows, max_bad_share=spec.max_bad_share) for source in spec.sources)
+    for rows in rowsets:
+        for bad in rows.bad:
+            _log.warning("bad row left out: %s", bad)
+    lengths = [
+        measure(
+            rows, template=template, layout=layout, tokenizer=tokenizer, audio_tokens=audio_tokens, cache_dir=cache_dir
+        )
+        for rows in rowsets
+    ]
+    return DataPipeline(
+        plan=Plan(lengths, spec),
+        rowsets=rowsets,
+        template=template,
+        layout=layout,
+        tokenizer=tokenizer,
+        audio=audio,
+        audio_tokens=audio_tokens,
+        slots=slots,
+        augment=augment,
+        process_index=process_index,
+        process_count=process_count,
+    )
+
+
+def _empty_row() -> Row:
+    none = np.zeros(0, np.int32)
+    return Row(none, none, none, none, none.astype(np.float32), none.astype(np.bool_))
+
+
+_EMPTY = _empty_row()
+
+
+def _start_worker(index: int, count: int) -> None:
+    """Set up a worker process: it takes no accelerator, leaves signals to its parent, and ends when that ends."""
+    del index, count
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    def follow_parent() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=follow_parent, daemon=True).start()

@@ -1,0 +1,260 @@
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import pytest
+import soundfile
+
+from alm_jax.audio.frontend import KaldiFbank
+from alm_jax.audio.io import load_audio
+from alm_jax.core.errors import ConfigError, DataError
+from alm_jax.core.sequence import Batch, Layout
+from alm_jax.data.features import FeatureStore, FeatureWriter, audio_sha256, feature_key
+from alm_jax.data.layout import lay_out
+from alm_jax.data.pipeline import make_pipeline
+from alm_jax.data.plan import NO_ROW, DataSpec, Source
+from alm_jax.data.templates import ALPACA_SHORT
+from alm_jax.data.tokenizer import train_tokenizer
+
+LAYOUT = Layout(bos="after_audio", loss_on="all", max_text_tokens=150)
+FRONTEND = KaldiFbank(num_mels=4, frames=20)
+TOKENIZER = train_tokenizer(["What is heard? A dog barks. Rain falls."], 270)
+CLIPS = 5
+
+
+@pytest.fixture(scope="module")
+def rows_file(tmp_path_factory):
+    """30 rows over 5 clips at several rates; every fifth row has no clip."""
+    folder = tmp_path_factory.mktemp("rows")
+    rng = np.random.default_rng(0)
+    for i in range(CLIPS):
+        soundfile.write(folder / f"{i}.wav", rng.uniform(-0.5, 0.5, 2000 * (i + 1)), (8000, 16000, 44100)[i % 3])
+    rows = [
+        {
+            "instruction": f"What {'is ' * (i % 7)}heard?",
+            "audio_id": "" if i % 5 == 4 else f"{i % CLIPS}.wav",
+            "output": f"Row {i}.",
+        }
+        for i in range(30)
+    ]
+    (folder / "rows.json").write_text(json.dumps(rows))
+    return folder / "rows.json"
+
+
+def pipeline(rows_file, audio=FRONTEND, spec=None, **kwargs):
+    values = dict(sources=(Source(str(rows_file)),), batch_size=4, buckets=(56, 64, 72, 160), seed=1) | (spec or {})
+    kwargs = dict(template=ALPACA_SHORT, layout=LAYOUT, tokenizer=TOKENIZER, audio=audio, audio_tokens=3) | kwargs
+    return make_pipeline(DataSpec(**values), **kwargs)
+
+
+def assert_same(loaded, other):
+    assert len(loaded) == len(other)
+    for a, b in zip(loaded, other):
+        assert (a.step, a.planned, a.bad) == (b.step, b.planned, b.bad)
+        for f in fields(Batch):
+            np.testing.assert_array_equal(getattr(a.batch, f.name), getattr(b.batch, f.name), err_msg=f.name)
+
+
+def test_batches_are_the_planned_rows(rows_file):
+    data = pipeline(rows_file)
+    loaded = list(data.iterate(0, data.plan.steps_per_epoch))
+    assert [b.step for b in loaded] == list(range(8))
+    for step, batch, planned, bad in loaded:
+        assert planned == data.plan(step) and not bad
+        assert batch.shape == (4, planned.bucket)
+        assert batch.audio.shape == (4, 1, 20, 4) and batch.audio.dtype == np.float32
+        for b, (source, index, _) in enumerate(planned.entries):
+            row = data.rowsets[source][index]
+            expected = lay_out(ALPACA_SHORT.parts(row), LAYOUT, TOKENIZER, audio_tokens=3)
+            np.testing.assert_array_equal(batch.tokens[b, : len(expected)], expected.tokens)
+            np.testing.assert_array_equal(batch.loss_weight[b, : len(expected)], expected.loss_weight)
+            assert batch.q_segment_ids[b].sum() == len(expected)
+            if row.audio_id:
+                wave, _ = load_audio(rows_file.parent / row.audio_id, sample_rate=16000)
+                np.testing.assert_allclose(batch.audio[b, 0], FRONTEND.numpy(wave), atol=1e-5)  # cut before, not after
+                assert batch.audio_clip[b, 0] == 0 and batch.audio_index[b].max() == 2
+            else:
+                assert not batch.audio[b].any() and batch.audio_clip[b, 0] == -1 and batch.audio_index[b].max() == -1
+    assert {p.bucket for _, _, p, _ in loaded} == {56, 64, 72}
+
+
+def shift(window, rng):
+    """An augmentation (at module level: it goes to worker processes)."""
+    return window + rng.normal(size=window.shape).astype(np.float32)
+
+
+def test_workers_and_resume_change_nothing(rows_file):
+    data = pipeline(rows_file, augment=shift)
+    alone = list(data.iterate(0, 10))
+    for workers, start in ((1, 0), (4, 7)):
+        several = pipeline(rows_file, augment=shift, spec={"workers": workers})
+        assert_same(list(several.iterate(start, 10 - start)), alone[start:])
+    assert_same(list(data.iterate(6, 4)), alone[6:])
+    first, again = alone[0], pipeline(rows_file, augment=shift, spec={"seed": 2}).load(0)
+    assert not np.array_equal(first.batch.audio, again.batch.audio)
+
+
+def test_processes_share_the_planned_batch(rows_file):
+    whole = pipeline(rows_file, augment=shift)
+    parts = [pipeline(rows_file, augment=shift, process_index=p, process_count=2) for p in (0, 1)]
+    for step in (0, 5, 9):
+        blocks = [part.load(step) for part in parts]
+        for f in fields(Batch):
+            values = [getattr(block.batch, f.name) for block in blocks]
+            expected = getattr(whole.load(step).batch, f.name)
+            if expected is not None:
+                np.testing.assert_array_equal(np.concatenate(values), expected)
+    with pytest.raises(ConfigError, match="does not divide among 3"):
+        pipeline(rows_file, process_count=3)
+
+
+def test_bad_rows_are_left_out_and_named(tmp_path, caplog):
+    soundfile.write(tmp_path / "good.wav", np.full(800, 0.1), 16000)
+    (tmp_path / "broken.wav").write_bytes(b"RIFF....")
+    names = ["good.wav", "missing.wav", "broken.wav", "good.wav"]
+    rows = [{"instruction": f"Q{i}", "audio_id": n, "output": "A"} for i, n in enumerate(names)]
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(rows))
+    data = pipeline(path, spec={"shuffle": False, "max_bad_share": 0.5})
+    with caplog.at_level(logging.WARNING, "alm_jax"):
+        (loaded,) = data.iterate(0, 1)
+    assert loaded.batch.audio.shape == (4, 1, 20, 4) and loaded.batch.shape == (4, 56)
+    assert loaded.batch.loss_weight.any(axis=1).tolist() == [True, False, False, True]
+    assert loaded.batch.audio.any(axis=(1, 2, 3)).tolist() == [True, False, False, True]
+    assert len(loaded.bad) == 2
+    assert loaded.bad[0].startswith(f"{path}[1]: ") and "missing.wav" in loaded.bad[0]
+    assert [m for m in loaded.bad if m in caplog.text] == loaded.bad
+    with pytest.raises(DataError, match=r"2 of 4 rows are bad, more than max_bad_share 49.00%.*broken\.wav"):
+        list(pipeline(path, spec={"shuffle": False, "max_bad_share": 0.49}).iterate(0, 1))
+    with pytest.raises(DataError, match="2 of 4 rows are bad"):  # also when a worker meets them
+        list(pipeline(path, spec={"shuffle": False, "max_bad_share": 0.0, "workers": 1}).iterate(0, 1))
+
+
+def test_evaluation_counts_every_row_once(rows_file):
+    data = pipeline(rows_file, spec={"shuffle": False, "last": "pad", "buckets": (160,)})
+    *_, last = data.iterate(0, data.plan.steps_per_epoch)
+    assert last.planned.entries[2:] == (NO_ROW, NO_ROW) and not last.bad
+    assert last.batch.loss_weight.any(axis=1).tolist() == [True, True, False, False]
+    assert not last.batch.q_segment_ids[2:].any() and not last.batch.audio[2:].any()
+
+
+def test_rows_without_any_audio(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([{"instruction": "Q", "audio_id": None, "output": "A"}]))
+    loaded = pipeline(path, audio=None, slots=0).load(0)
+    assert loaded.batch.audio is None and loaded.batch.audio_clip is None and not loaded.bad
+    assert not pipeline(path).load(0).batch.audio.any()
+    with pytest.raises(ConfigError, match="need a front end"):
+        pipeline(path, audio=None)
+    with pytest.raises(ConfigError, match="no fixed shape"):
+        pipeline(path, audio=replace(FRONTEND, frames=None))
+
+
+@dataclass(frozen=True)
+class Computed:
+    """A features file of the clips beside a rows file."""
+
+    path: str
+    dtype: str = "float16"
+
+    def write(self, rows_file):
+        with FeatureWriter(self.path, (5, 2), self.dtype) as writer:
+            for i in range(CLIPS - 1):
+                clip = rows_file.parent / f"{i}.wav"
+                key = feature_key(audio_sha256(clip), frontend=FRONTEND, weights="w", taps=(1,), dtype=self.dtype)
+                writer.add(key, np.full((5, 2), i + 1, np.float32))
+                writer.link(clip, key)
+        return FeatureStore.open(self.path)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_features_in_place_of_audio(rows_file, tmp_path, dtype):
+    store = Computed(tmp_path / "a" / "features.array_record", dtype).write(rows_file)
+    assert os.listdir(tmp_path / "a") == ["features.array_record"]
+    assert len(store) == CLIPS - 1 and store.shape == (5, 2)
+    data = pipeline(rows_file, audio=store, spec={"max_bad_share": 1.0})
+    loaded = list(data.iterate(0, 8))
+    for _, batch, planned, bad in loaded:
+        assert batch.audio.shape == (4, 1, 5, 2) and batch.audio.dtype == np.dtype(dtype) and not bad
+        for b, (source, index, _) in enumerate(planned.entries):
+            name = data.rowsets[source][index].audio_id
+            assert (batch.audio[b] == (int(name[0]) + 1 if name else 0)).all()
+    if dtype == "bfloat16":  # a dtype that is not NumPy's own passes to and from workers too
+        assert_same(list(pipeline(rows_file, audio=store, spec={"workers": 1}).iterate(0, 8)), loaded)
+    with pytest.raises(ConfigError, match="cannot be augmented"):
+        pipeline(rows_file, audio=store, augment=shift)
+
+
+def test_feature_files_are_whole_and_checked(rows_file, tmp_path):
+    path = tmp_path / "features.array_record"
+    store = Computed(path).write(rows_file)
+    key = store.keys[str(rows_file.parent / "2.wav")]
+    assert key in store and "x" not in store
+    np.testing.assert_array_equal(store[key], np.full((5, 2), 3, np.float16))
+    with pytest.raises(DataError, match=r"no features of .*9\.wav"):
+        store.of_clip("9.wav")
+    whole = path.read_bytes()
+
+    with pytest.raises(RuntimeError), FeatureWriter(path, (5, 2), "float16") as writer:
+        writer.add("k", np.zeros((5, 2)))
+        raise RuntimeError
+    assert path.read_bytes() == whole and os.listdir(tmp_path) == [path.name]
+
+    at = whole.index(np.full((5, 2), 3, np.float16).tobytes())
+    path.write_bytes(whole[:at] + b"\x01" + whole[at + 1 :])
+    with pytest.raises(DataError, match="record 2"):
+        FeatureStore.open(path)[key]
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match="not a whole features file; delete it"):
+        FeatureStore.open(path)
+    with pytest.raises(DataError, match="no such features file"):
+        FeatureStore.open(tmp_path / "none")
+
+    with FeatureWriter(path, (5, 2), "float16") as writer:
+        with pytest.raises(DataError, match="shape"):
+            writer.add("k", np.zeros((5, 3)))
+        with pytest.raises(DataError, match="not finite in float16"):
+            writer.add("k", np.full((5, 2), 1e6))
+
+
+def test_feature_keys_name_all_that_matters():
+    base = dict(audio="a", frontend=FRONTEND, weights="w", taps=(1, 2), dtype="float16")
+    changes = [{}, {"audio": "b"}, {"frontend": replace(FRONTEND, std=2.0)}, {"weights": "x"}, {"taps": (1,)}]
+    assert len({feature_key(**(base | change)) for change in changes}) == len(changes)
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, sys.argv[2])
+from test_pipeline import pipeline
+if __name__ == "__main__":
+    for loaded in pipeline(sys.argv[1], spec={"workers": 2}).iterate(0, 10**6):
+        import multiprocessing
+        print(*(p.pid for p in multiprocessing.active_children()), flush=True)
+        input()
+"""
+
+
+def test_workers_end_with_their_parent(rows_file, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    run = subprocess.Popen(
+        [sys.executable, script, rows_file, os.path.dirname(__file__)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    workers = [int(pid) for pid in run.stdout.readline().split()]
+    assert len(workers) == 2
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    deadline = time.monotonic() + 20
+    while any(os.path.exists(f"/proc/{pid}") for pid in workers):
+        assert time.monotonic() < deadline, "workers outlive their parent"
+        time.sleep(0.1)
