@@ -193,8 +193,8 @@ def _hf_cache(name: str, revision: str | None, progress: Progress | None) -> Res
         _check_complete(Path(found))
     except (LocalEntryNotFoundError, HFValidationError) as e:
         raise _Missing("the Hugging Face cache does not have it") from e
-    except CheckpointError as e:
-        raise _Missing(f"the Hugging Face cache has only a part of it ({e})") from e
+    except (CheckpointError, ValueError, KeyError) as e:
+        raise _Missing(f"the Hugging Face cache has only a part of it ({_first_line(e)})") from e
     return Resolved(Path(found), name, "hf-cache", Path(found).name, _card_licence(Path(found)))
 
 
@@ -331,8 +331,9 @@ def _pip_failure(stderr: str) -> str:
         return "this Python has no pip to download them with; run 'python -m ensurepip'"
     if broken := re.search(r"after connection broken by ['\"](\w+)", stderr):
         return f"the package index cannot be reached ({broken[1]})"
-    errors = [line.removeprefix("ERROR: ") for line in stderr.splitlines() if line.startswith("ERROR: ")]
-    return f"pip failed: {errors[-1] if errors else stderr.strip().splitlines()[-1:]}"
+    lines = stderr.strip().splitlines() or ["no message"]
+    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
+    return f"pip failed: {(errors or lines)[-1]}"
 
 
 def _check_wheel(package: Package, folder: Path) -> Path:
