@@ -7,7 +7,7 @@ from typing import Any
 
 from alm_jax.convert.rules import LINEAR, Rule, each
 from alm_jax.core.errors import CheckpointError
-from alm_jax.layers.dense import Lora
+from alm_jax.models.decoders.llama import Lora
 
 # The layers of a LLaMA block: ours, theirs.
 MODULES = {
