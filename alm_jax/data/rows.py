@@ -6,6 +6,7 @@ import json
 import mmap
 import os
 import re
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,12 +123,12 @@ def read_rows(path: str | Path, *, max_bad_share: float = 0.0, need_output: bool
         raise DataError(f"{path}: {problem}; expected an array of rows, or one row a line")
 
     lines = first == b"{"
-    places, bad, count = [], [], 0
+    places, bad, count = array("q"), [], 0
     for number, start, size in _lines(data) if lines else _elements(path, data):
         count += 1
         try:
             _parse(data[start : start + size], need_output)
-            places.append((number, start, size))
+            places.extend((number, start, size))
         except _Bad as e:
             bad.append(BadRow(_where(path, number, lines), *e.args))
     if len(bad) > max_bad_share * count:
@@ -135,7 +136,9 @@ def read_rows(path: str | Path, *, max_bad_share: float = 0.0, need_output: bool
         raise DataError(f"{len(bad)} of {count} rows are bad (at most {max_bad_share:.2%} may be): {some}")
     if not places:
         raise DataError(f"{path}: no rows")
-    return RowSet(_FileRows(path, stamp, lines, np.array(places, np.int64)), path.resolve().parent, tuple(bad))
+    return RowSet(
+        _FileRows(path, stamp, lines, np.frombuffer(places, np.int64).reshape(-1, 3)), path.resolve().parent, tuple(bad)
+    )
 
 
 class _FileRows(Sequence):

@@ -92,10 +92,9 @@ def shift(window, rng):
 def test_workers_and_resume_change_nothing(rows_file):
     data = pipeline(rows_file, augment=shift)
     alone = list(data.iterate(0, 10))
-    for workers, start in ((1, 0), (4, 7)):
-        several = pipeline(rows_file, augment=shift, spec={"workers": workers})
-        assert_same(list(several.iterate(start, 10 - start)), alone[start:])
     assert_same(list(data.iterate(6, 4)), alone[6:])
+    several = pipeline(rows_file, augment=shift, spec={"workers": 4})
+    assert_same(list(several.iterate(3, 7)), alone[3:])
     first, again = alone[0], pipeline(rows_file, augment=shift, spec={"seed": 2}).load(0)
     assert not np.array_equal(first.batch.audio, again.batch.audio)
 
