@@ -11,6 +11,11 @@ from alm_jax.models.alm import AlmConfig
 
 def official(config: AlmConfig) -> Table:
     """All but Whisper, whose encoder has its own checkpoint: what is called the audio encoder there is the aligner."""
+    return llama.hf(config.decoder).under("decoder.") + aligner()
+
+
+def aligner() -> Table:
+    """TLTR and its projection."""
     time = openai_block("aligner.time.", "model.audio_encoder.time_tr.")
     layer = openai_block("aligner.layer.", "model.audio_encoder.layer_tr.")
-    return llama.hf(config.decoder).under("decoder.") + Table((*time, *layer)) + projection()
+    return Table((*time, *layer)) + projection()

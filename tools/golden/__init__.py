@@ -1,0 +1,1 @@
+"""Checks of recorded fixtures, one module a system."""
