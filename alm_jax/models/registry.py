@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from alm_jax.core.config import did_you_mean
+from alm_jax.core.errors import ConfigError
 from alm_jax.layers.dense import Lora
 from alm_jax.models.aligners.pooled_linear import PooledLinear, PooledLinearConfig
 from alm_jax.models.aligners.tltr import Tltr, TltrConfig
@@ -46,3 +48,14 @@ _MODULES = {config: module for table in (ENCODERS, ALIGNERS, DECODERS) for confi
 def module_of(config: Any) -> type:
     """The module class that a part's config describes."""
     return _MODULES[type(config)]
+
+
+def named_config(name: str) -> Any:
+    """The config that a name in `CONFIGS` stands for.
+
+    Raises:
+        ConfigError: no such name; the message holds the closest one.
+    """
+    if name not in CONFIGS:
+        raise ConfigError(f"no config is named {name!r}{did_you_mean(name, CONFIGS) or '.'} Names: {', '.join(CONFIGS)}")
+    return CONFIGS[name]

@@ -30,6 +30,9 @@ from alm_jax.train.state import TrainState
 RUN_FORMAT = 1
 _METRIC = "validation_loss"
 
+Wanted = Mapping[str, jax.ShapeDtypeStruct]
+"""`{path: shape, dtype and sharding}` of arrays to load."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -119,11 +122,15 @@ class StageFolder:
         records = _read_json(self.path / "sources.json")["sources"]
         return [Source(**{**record, "patterns": tuple(record["patterns"])}) for record in records]
 
-    def carried(self, shardings: Mapping[str, jax.sharding.Sharding] | None = None) -> Arrays:
-        """The carried leaves, placed by `shardings` or on the default device."""
-        if not _read_json(self.path / "sources.json")["carried"]:
+    def carried(self, wanted: Wanted | None = None) -> Arrays:
+        """The carried leaves, all on the default device or those of `wanted` as it wants them."""
+        if not self.carried_names():
             return {}
-        return _load_flat(self.path / "carried", None, shardings)
+        return _load_flat(self.path / "carried", None, wanted)
+
+    def carried_names(self) -> list[str]:
+        """Paths of the carried leaves."""
+        return _read_json(self.path / "sources.json")["carried"]
 
     def steps(self) -> list[int]:
         """Steps that have a whole checkpoint, ascending."""
@@ -143,14 +150,32 @@ class StageFolder:
         best = self.best()
         return None if best is None else self._validation_loss(best)
 
-    def weights(self, step: int, shardings: Mapping[str, jax.sharding.Sharding] | None = None) -> Arrays:
-        """Trained parameters of a checkpoint, placed by `shardings` or on the default device."""
-        return _load_flat(self.path / "checkpoints" / str(step), "weights", shardings)
+    def weights(self, step: int, wanted: Wanted | None = None) -> Arrays:
+        """Trained parameters of a checkpoint, all on the default device or those of `wanted` as it wants them."""
+        return _load_flat(self._checkpoint(step), "weights", wanted)
+
+    def weight_names(self, step: int) -> list[str]:
+        """Paths of the trained parameters of a checkpoint."""
+        return list(_stored(self._checkpoint(step), "weights"))
+
+    def finish(self, step: int) -> None:
+        """Note that the stage has ended after `step` updates, whose checkpoint is whole."""
+        with _writing(self.path):
+            _write_json(self.path / "finished.json", {"step": step})
+
+    @property
+    def finished(self) -> int | None:
+        """The step that the stage ended at; None before its end."""
+        file = self.path / "finished.json"
+        return _read_json(file)["step"] if file.is_file() else None
+
+    def _checkpoint(self, step: int) -> Path:
+        return self.path / "checkpoints" / str(step)
 
     def _validation_loss(self, step: int) -> float | None:
         from orbax.checkpoint import v1 as ocp
 
-        path = self.path / "checkpoints" / str(step)
+        path = self._checkpoint(step)
         with _reading(path):
             return ocp.checkpointables_metadata(path).custom_metadata.get(_METRIC)
 
@@ -286,24 +311,25 @@ def _check_fits(path: Path, name: str, wanted: Mapping[str, Any]) -> None:
         raise CheckpointError(f"{path} is a checkpoint of another model ({name}): " + "; ".join(sorted(problems)))
 
 
-def _load_flat(path: Path, name: str | None, shardings: Mapping[str, jax.sharding.Sharding] | None) -> Arrays:
-    """`{path: array}` of an item, on as many devices as the shardings name, whatever it was saved from."""
+def _load_flat(path: Path, name: str | None, wanted: Wanted | None) -> Arrays:
+    """`{path: array}` of an item, on as many devices as are wanted, whatever it was saved from."""
     from orbax.checkpoint import v1 as ocp
 
     default = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     stored = _stored(path, name)
-    if shardings is not None and (unknown := sorted(stored.keys() - shardings.keys())):
-        raise CheckpointError(
-            f"{path} is a checkpoint of another model: {', '.join(unknown)} have no place in this one"
-        )
-    abstract = {
-        key: jax.ShapeDtypeStruct(shape, dtype, sharding=default if shardings is None else shardings[key])
-        for key, (shape, dtype) in stored.items()
-    }
+    if wanted is None:
+        wanted = {key: jax.ShapeDtypeStruct(*stored[key], sharding=default) for key in stored}
+    problems = [
+        f"{key} is {stored[key][0] if key in stored else 'missing'}, expected {tuple(leaf.shape)}"
+        for key, leaf in wanted.items()
+        if key not in stored or stored[key][0] != tuple(leaf.shape)
+    ]
+    if problems:
+        raise CheckpointError(f"{path} is a checkpoint of another model: " + "; ".join(problems))
+    abstract = {key: wanted.get(key, ocp.PLACEHOLDER) for key in stored}
     with _reading(path):
-        return dict(
-            ocp.load(path, abstract) if name is None else ocp.load_checkpointables(path, {name: abstract})[name]
-        )
+        arrays = ocp.load(path, abstract) if name is None else ocp.load_checkpointables(path, {name: abstract})[name]
+    return {key: arrays[key] for key in wanted}
 
 
 @contextmanager

@@ -99,13 +99,14 @@ class Progress:
     """What a person sees on stderr: a bar on a terminal, a line now and then elsewhere.
 
     Args:
-        log: file that keeps everything said.
+        log: file that keeps everything said, or None.
         show: False for a run that writes to the log alone.
         every: seconds between lines where there is no terminal.
     """
 
-    def __init__(self, log: Path, show: bool = True, every: float = 10.0):
-        self._log, self._show, self._every = log.open("a"), show, every
+    def __init__(self, log: Path | None, show: bool = True, every: float = 10.0):
+        self._log = None if log is None else log.open("a")
+        self._show, self._every = show, every
         self._bar = self._task = None
         self._stage, self._total, self._last, self._validation = "", 0, 0.0, ""
         if show and sys.stderr.isatty():
@@ -146,8 +147,9 @@ class Progress:
 
     def say(self, text: str) -> None:
         """A line that stays, above the bar and in the log."""
-        self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
-        self._log.flush()
+        if self._log is not None:
+            self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+            self._log.flush()
         if self._bar is not None:
             self._bar.console.print(text, highlight=False, markup=False)
         else:
@@ -156,7 +158,8 @@ class Progress:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.stop()
-        self._log.close()
+        if self._log is not None:
+            self._log.close()
 
     def _print(self, text: str) -> None:
         if self._show:

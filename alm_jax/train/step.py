@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -17,6 +16,7 @@ from alm_jax.core.errors import ConfigError
 from alm_jax.core.precision import Precision
 from alm_jax.core.sequence import Batch
 from alm_jax.core.tree import Arrays
+from alm_jax.train.batches import plan_rows
 from alm_jax.train.objectives import LossGroup, Objective, next_token, normalised_weights
 from alm_jax.train.optim import Optimizer
 from alm_jax.train.state import TrainState
@@ -102,51 +102,6 @@ def group_weights(batch: Batch, loss_group: LossGroup, mesh: Mesh | None) -> jax
         raise ConfigError(f"batch_size {rows} is not divisible by loss_group {size}")
     groups = jnp.asarray(plan_rows(mesh, rows) // size, jnp.int32)
     return normalised_weights(batch.loss_weight, groups, rows // size)
-
-
-def plan_rows(mesh: Mesh | None, rows: int) -> np.ndarray:
-    """Which row of the plan each row of the assembled global batch is: int [rows].
-
-    Process p of P loads rows p, p + P, ... of the plan into the part of the global array that its devices hold, so the
-    assembled order differs from the plan's as soon as there are several processes.
-    """
-    if mesh is None or len({device.process_index for device in mesh.devices.flat}) == 1:
-        return np.arange(rows)
-    held = process_rows(mesh, rows)
-    parts = sorted(set(held.values()))
-    result = np.empty(rows, np.int64)
-    for index, part in enumerate(parts):
-        result[list(part)] = index + len(parts) * np.arange(len(part))
-    return result
-
-
-def process_rows(mesh: Mesh, rows: int) -> dict[int, tuple[int, ...]]:
-    """`{process: global rows that its devices hold}`; processes that hold the same rows are to load the same data.
-
-    Raises:
-        ConfigError: rows are not divisible by the devices, or processes hold overlapping, unequal parts.
-    """
-    sharding = meshes.batch_sharding(mesh)
-    divisor = mesh.shape[meshes.DATA] * mesh.shape[meshes.FSDP]
-    if rows % divisor:
-        raise ConfigError(f"batch of {rows} rows is not divisible by the {divisor} devices along data and fsdp")
-    held: dict[int, set[int]] = {}
-    for device, (part, *_) in sharding.devices_indices_map((rows,)).items():
-        held.setdefault(device.process_index, set()).update(range(*part.indices(rows)))
-    return distinct_parts(held, rows)
-
-
-def distinct_parts(held: dict[int, set[int]], rows: int) -> dict[int, tuple[int, ...]]:
-    """Rows of every process in order, checked to be equal or disjoint between processes, and equally many.
-
-    Raises:
-        ConfigError: they are not.
-    """
-    parts = {process: tuple(sorted(part)) for process, part in held.items()}
-    distinct = set(parts.values())
-    if sum(map(len, distinct)) != rows or len(set(map(len, distinct))) != 1:
-        raise ConfigError("mesh divides a batch unevenly over processes; put whole processes along data or fsdp")
-    return parts
 
 
 def _accumulate(value_and_grad, params, frozen, batch, weight, key, size, mesh):

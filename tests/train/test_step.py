@@ -13,7 +13,8 @@ from alm_jax.core.errors import ConfigError
 from alm_jax.core.precision import FLOAT32
 from alm_jax.train.optim import OptimConfig, make_optimizer
 from alm_jax.train.state import create_state
-from alm_jax.train.step import distinct_parts, make_eval_step, make_step
+from alm_jax.train.batches import distinct_parts
+from alm_jax.train.step import make_eval_step, make_step
 from tests.train.toy import TRAINABLE, Toy, toy_batch
 
 OPTIM = OptimConfig(learning_rate=0.1, warmup_steps=0, schedule="constant")

@@ -1,0 +1,64 @@
+"""Composed scenes as a data source: a config names how many and of what, the files are written on first use."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from alm_jax.core.errors import ConfigError
+from alm_jax.data.manifest import read_manifest, shipped_sounds, split_clips
+from alm_jax.data.questions import QUESTION_KINDS
+from alm_jax.data.scenes import SceneConfig, write_scenes
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Rows about scenes composed from labelled clips (`data.scenes`), instead of a file of rows.
+
+    Attributes:
+        n: number of scenes. seed: scene i depends on it and on i alone.
+        clips: a folder or CSV of labelled clips; `shipped` stands for those inside the package.
+        split: which clips: `all`, those to `train` on, or the `unseen` ones of labels that have several.
+        scene: how scenes are composed. kinds: which questions are asked about each.
+        repeat: how often an epoch holds them.
+    """
+
+    n: int
+    seed: int = 0
+    clips: str = "shipped"
+    split: Literal["all", "train", "unseen"] = "train"
+    scene: SceneConfig = field(default_factory=SceneConfig)
+    kinds: tuple[str, ...] = tuple(QUESTION_KINDS)
+    repeat: int = 1
+
+    def __post_init__(self):
+        if unknown := sorted(set(self.kinds) - set(QUESTION_KINDS)):
+            raise ConfigError(f"Scenes.kinds: {', '.join(unknown)}; expected some of {', '.join(QUESTION_KINDS)}")
+
+    def write(
+        self, cache: str | Path, *, workers: int = 1, progress: Callable[[int, int], None] | None = None
+    ) -> Path:
+        """Write the scenes under `cache`, where equal ones are found again; the path of their `rows.json`.
+
+        Raises:
+            DataError: the clips cannot be used, or the disk not written.
+        """
+        from filelock import FileLock
+
+        clips = read_manifest(shipped_sounds() if self.clips == "shipped" else self.clips)
+        if self.split != "all":
+            clips = split_clips(clips)[self.split == "unseen"]
+        made_of = [(clip.label, clip.phrase, clip.path.name, clip.path.stat().st_size) for clip in clips]
+        key = repr((self.n, self.seed, self.scene, self.kinds, made_of))
+        folder = Path(cache) / "scenes" / hashlib.sha256(key.encode()).hexdigest()[:16]
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = folder / "rows.json"
+        with FileLock(folder / ".lock"):  # two runs may want the same scenes at once
+            if not rows.is_file():
+                write_scenes(
+                    folder, clips, self.scene, self.n, self.seed, kinds=self.kinds, workers=workers, progress=progress
+                )
+        return rows

@@ -1,0 +1,216 @@
+"""Experiments: what is trained, on what, in which stages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from alm_jax.core.config import apply_overrides, config_types, flat, from_json, to_json
+from alm_jax.core.errors import CheckpointError, ConfigError
+from alm_jax.core.mesh import MeshConfig
+from alm_jax.core.precision import Precision, default_precision
+from alm_jax.core.sequence import Layout
+from alm_jax.data.composed import Scenes
+from alm_jax.data.plan import DataSpec
+from alm_jax.data.templates import ALPACA_SHORT, Template
+from alm_jax.models.alm import AlmConfig
+from alm_jax.models.registry import named_config
+from alm_jax.train.objectives import OBJECTIVES, LossGroup
+from alm_jax.train.optim import OptimConfig
+
+PREVIOUS = "previous"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where a part of the model begins.
+
+    Attributes:
+        path: pattern of the parameters that the source fills: `decoder.*`, `encoder.*`, or `*` for a whole system.
+        source: a model's name (`convert.hub.resolve`), a checkpoint's path, the folder of another run, or `previous`:
+            the stage before.
+        init: patterns of parameters that a checkpoint may lack; those begin at random.
+    """
+
+    path: str
+    source: str
+    init: tuple[str, ...] = ("*.lora_?",)
+
+
+@dataclass(frozen=True)
+class TrainTokenizer:
+    """A byte-level BPE tokenizer, trained on the text of all stages before the first one begins."""
+
+    vocab_size: int = 512
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Loss over held-out rows while training; the checkpoint with the lowest is kept.
+
+    Attributes:
+        data: the rows, each counted once. every: steps from one validation to the next (and at the stage's end).
+    """
+
+    data: DataSpec
+    every: int
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a curriculum; optimiser, schedule, step count and data order begin anew in each.
+
+    Attributes:
+        name: unique; of the stage's folder and its metrics.
+        data: rows and their order; `data.batch_size` is the global batch.
+        trainable: patterns of the parameters that train.
+        optim: optimiser and schedule. steps, epochs: one of the two says how long.
+        model: overrides of the experiment's model, `{"decoder.lora": None}`.
+        objective: name in `train.objectives.OBJECTIVES`.
+        loss_group, micro_batch: see `train.step.make_step`.
+        validation: None for none.
+        features: `live` runs the encoder in every step; `cached` computes its features once (it may not train).
+        init_from: where parameters begin, before the experiment's `weights`; the first that has one gives it, and what
+            none has begins at random.
+        drop: patterns of parameters of the previous stage or of a run that are left behind; any other without a place
+            in this stage's model is an error.
+    """
+
+    name: str
+    data: DataSpec
+    trainable: tuple[str, ...]
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    steps: int | None = None
+    epochs: float | None = None
+    model: dict[str, Any] = field(default_factory=dict)
+    objective: str = "next_token"
+    loss_group: LossGroup = "batch"
+    micro_batch: int | None = None
+    validation: Validation | None = None
+    features: Literal["live", "cached"] = "live"
+    init_from: tuple[Weights, ...] = (Weights("*", PREVIOUS),)
+    drop: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if (self.steps is None) == (self.epochs is None):
+            raise ConfigError(f"stage {self.name!r}: give steps or epochs, one of the two")
+        if not self.name or "/" in self.name:
+            raise ConfigError(f"stage name {self.name!r}: expected a name that can be a folder's")
+        if self.objective not in OBJECTIVES:
+            raise ConfigError(f"stage {self.name!r}: objective {self.objective!r}; expected {', '.join(OBJECTIVES)}")
+        if not self.trainable:
+            raise ConfigError(f"stage {self.name!r}: trainable is empty; give patterns such as 'aligner.*'")
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Updates of the stage."""
+        return self.steps if self.steps is not None else max(1, round(self.epochs * steps_per_epoch))
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How a run looks after itself.
+
+    Attributes:
+        checkpoint_every: steps between checkpoints; a stage's last step has one too.
+        keep: how many of the latest checkpoints stay (the best by validation stays beside them).
+        log_every: steps between rows of `metrics.jsonl`.
+        tensorboard: whether event files are written.
+    """
+
+    checkpoint_every: int = 500
+    keep: int = 2
+    log_every: int = 1
+    tensorboard: bool = True
+
+    def __post_init__(self):
+        if min(self.checkpoint_every, self.keep, self.log_every) < 1:
+            raise ConfigError("loop.checkpoint_every, loop.keep and loop.log_every are at least 1")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that a run is made from.
+
+    Attributes:
+        name: for people. model: the system's parts. layout, template: how a row becomes positions.
+        tokenizer: a name or path as for weights, or one to be trained.
+        weights: pretrained sources. stages: in order.
+        mesh: devices along each axis. precision: None chooses by the device.
+        seed: of random weights and dropout; the order of data has its own (`data.seed`).
+    """
+
+    name: str
+    model: AlmConfig
+    layout: Layout
+    tokenizer: str | TrainTokenizer
+    stages: tuple[Stage, ...]
+    template: Template = ALPACA_SHORT
+    weights: tuple[Weights, ...] = ()
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    precision: Precision | None = None
+    seed: int = 0
+    loop: LoopConfig = field(default_factory=LoopConfig)
+
+    def __post_init__(self):
+        names = [stage.name for stage in self.stages]
+        if not names or len(set(names)) != len(names):
+            raise ConfigError(f"stages are named {names}; expected one at least, each with its own name")
+        if any(source.source == PREVIOUS for source in self.weights):
+            raise ConfigError("weights name 'previous'; only a stage's init_from can")
+
+    def stage_model(self, stage: Stage) -> AlmConfig:
+        """The model of a stage, its encoder included."""
+        return apply_overrides(self.model, stage.model, named_config)
+
+    def stage_precision(self) -> Precision:
+        """Dtypes of the run on this machine."""
+        return self.precision or default_precision()
+
+
+def run_config(experiment: Experiment) -> dict[str, Any]:
+    """What a run's `config.json` holds: the experiment to read back, and the same flat for people."""
+    return {"experiment": to_json(experiment), "flat": to_json(flat(experiment))}
+
+
+def experiment_of(config: dict[str, Any], where: object) -> Experiment:
+    """The experiment that `run_config` was given.
+
+    Raises:
+        CheckpointError: this version of the library does not know all that it holds.
+    """
+    if "experiment" not in config:
+        raise CheckpointError(f"{where}: config.json holds no experiment")
+    return from_json(config["experiment"], config_types(Experiment, Scenes, *_override_types()))
+
+
+# What may differ between a run and its continuation: where and how often, not what is computed.
+_FREE = ("mesh.", "loop.")
+
+
+def check_same(old: Experiment, new: Experiment) -> None:
+    """
+    Raises:
+        ConfigError: a resumed run's experiment differs in what it computes; the message names the fields.
+    """
+    before, after = flat(old), flat(new)
+    missing = object()
+    changed = [
+        path
+        for path in dict.fromkeys([*before, *after])
+        if before.get(path, missing) != after.get(path, missing)
+        and not path.startswith(_FREE)
+        and not path.endswith(".workers")
+    ]
+    if changed:
+        shown = [f"{path} was {before.get(path)!r}, is {after.get(path)!r}" for path in changed[:5]]
+        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+        raise ConfigError(
+            f"--resume with another config: {'; '.join(shown)}{more}; give the run's own config, or another --out"
+        )
+
+
+def _override_types() -> list[type]:
+    """Classes that may stand in `Stage.model`, whose values are of any type."""
+    from alm_jax.models.registry import CONFIGS
+
+    return sorted({type(config) for config in CONFIGS.values()}, key=lambda cls: cls.__name__)

@@ -1,0 +1,151 @@
+"""A run: the stages of an experiment in order, in one folder, from wherever it was left."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+
+from alm_jax.core.errors import UsageError
+from alm_jax.core.mesh import make_mesh
+from alm_jax.train.batches import data_process
+from alm_jax.train.checkpoint import RunFolder
+from alm_jax.train.config import Experiment, check_same, experiment_of, run_config
+from alm_jax.train.inputs import prepare_tokenizer
+from alm_jax.train.interrupts import Interrupts
+from alm_jax.train.loop import Session, StageResult, run_stage
+from alm_jax.train.metrics import MetricsFile, Progress, TensorBoard, Tracker
+from alm_jax.train.weights import StageModel
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run came to.
+
+    Attributes:
+        path: its folder. stages: how each stage that was run ended. stopped: whether it was asked to stop before its end.
+    """
+
+    path: Path
+    stages: tuple[StageResult, ...]
+    stopped: bool
+
+
+def train(
+    experiment: Experiment,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    progress: bool = True,
+    trackers: Sequence[Tracker] = (),
+) -> RunResult:
+    """Run an experiment's stages in the folder `out`, which then holds all that inference and a resume need.
+
+    Args:
+        resume: go on from the last checkpoint in `out`, if there is one; finished stages are passed over. Without it
+            `out` has to be new or empty.
+        progress: whether a bar (on a terminal) or lines are shown on stderr; `out/log.txt` holds the lines anyway.
+        trackers: more of them, beside `metrics.jsonl` and TensorBoard.
+
+    On SIGTERM and on the first Ctrl-C it saves a checkpoint after the step and returns with `stopped`.
+
+    Raises:
+        UsageError: `out` holds something and `resume` is off.
+        ConfigError: the experiment does not fit together, or is not the one that is to be resumed.
+        CheckpointError: `out` is no run, or cannot be read.
+        AlmError: it failed while running.
+    """
+    out = Path(out).absolute()
+    models = _models(experiment)
+    run = _open(out, experiment, resume)
+    main = jax.process_index() == 0
+    display = Progress(out / "log.txt" if main else None, show=progress and main)
+    opened: list[Tracker] = [display]
+    try:
+        with _logged(display), Interrupts(display.say) as interrupts:
+            tokenizer = prepare_tokenizer(experiment, out / "tokenizer", display)
+            metrics = None
+            if main:
+                at = _position(experiment, run)
+                metrics = MetricsFile(out / "metrics.jsonl", [stage.name for stage in experiment.stages], at)
+                opened = [metrics, display, *trackers]
+                if experiment.loop.tensorboard:
+                    opened.append(TensorBoard(out / "tensorboard", at))
+            session = Session(experiment, run, tokenizer, models, metrics, opened, display, interrupts)
+            return _run_stages(session)
+    finally:
+        for tracker in opened:
+            tracker.close()
+
+
+def _run_stages(session: Session) -> RunResult:
+    results = []
+    for index, stage in enumerate(session.experiment.stages):
+        if session.run.stage(index, stage.name).finished is not None:
+            session.progress.say(f"stage {stage.name}: finished before")
+            continue
+        result = run_stage(session, index)
+        results.append(result)
+        if result.step < result.total:
+            session.progress.say(
+                f"stopped in stage {stage.name} after step {result.step} of {result.total}; go on with --resume "
+                f"--out {session.run.path}"
+            )
+            return RunResult(session.run.path, tuple(results), stopped=True)
+    return RunResult(session.run.path, tuple(results), stopped=False)
+
+
+def _models(experiment: Experiment) -> list[StageModel]:
+    """The stages' models, checked as far as that goes without reading anything."""
+    mesh = make_mesh(experiment.mesh)
+    models = []
+    for stage in experiment.stages:
+        model = StageModel(experiment.stage_model(stage), stage, mesh, experiment.stage_precision())
+        _ = model.target  # patterns fit, and the mesh divides every parameter
+        data_process(mesh, stage.data.batch_size)
+        models.append(model)
+    return models
+
+
+def _open(out: Path, experiment: Experiment, resume: bool) -> RunFolder:
+    if not out.exists() or not any(out.iterdir()):
+        return RunFolder.create(out, run_config(experiment))
+    if not resume:
+        raise UsageError(f"{out} is not empty: go on with --resume, or give another --out")
+    run = RunFolder.open(out)
+    check_same(experiment_of(run.config(), out), experiment)
+    return run
+
+
+def _position(experiment: Experiment, run: RunFolder) -> tuple[str, int]:
+    """(stage, step) of the checkpoint that the run goes on from; step 0 before any."""
+    for index, stage in enumerate(experiment.stages):
+        folder = run.stage(index, stage.name)
+        if folder.finished is None:
+            return stage.name, max(folder.steps(), default=0)
+    return stage.name, folder.finished
+
+
+@contextmanager
+def _logged(display: Progress) -> Iterator[None]:
+    """What the library logs (bad rows among it) is said and kept in the run's log."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            display.say(record.getMessage())
+
+    logger, handler = logging.getLogger("alm_jax"), Handler(logging.INFO)
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate

@@ -1,0 +1,293 @@
+"""One stage of training: from the weights that it begins with to its last checkpoint."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+
+from alm_jax.core import tree
+from alm_jax.core.cache import cache_dir
+from alm_jax.core.errors import AlmError
+from alm_jax.core.tree import Arrays
+from alm_jax.data.pipeline import DataPipeline, LoadedBatch
+from alm_jax.data.plan import NO_ROW
+from alm_jax.data.tokenizer import Tokenizer
+from alm_jax.train import inputs, weights
+from alm_jax.train.batches import place
+from alm_jax.train.checkpoint import Checkpoints, RunFolder, StageFolder
+from alm_jax.train.config import Experiment, Stage
+from alm_jax.train.features import Hearing, compute_features
+from alm_jax.train.interrupts import Interrupts
+from alm_jax.train.metrics import MetricsFile, Progress, Tracker
+from alm_jax.train.objectives import OBJECTIVES
+from alm_jax.train.optim import make_optimizer
+from alm_jax.train.state import TrainState, abstract_state, create_state
+from alm_jax.train.step import Step, make_eval_step, make_step
+from alm_jax.train.weights import StageModel, Start
+
+
+@dataclass
+class Session:
+    """What the stages of a run share.
+
+    Attributes:
+        experiment, run, tokenizer: of the run. models: of its stages.
+        metrics: `metrics.jsonl` on the process that writes it, else None. trackers: all that rows go to.
+        progress, interrupts: for the person watching.
+    """
+
+    experiment: Experiment
+    run: RunFolder
+    tokenizer: Tokenizer
+    models: Sequence[StageModel]
+    metrics: MetricsFile | None
+    trackers: Sequence[Tracker]
+    progress: Progress
+    interrupts: Interrupts
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """How a stage ended: after `step` of `total` updates, with the last losses."""
+
+    name: str
+    step: int
+    total: int
+    loss: float | None = None
+    validation_loss: float | None = None
+
+
+def run_stage(session: Session, index: int) -> StageResult:
+    """Train a stage from its last checkpoint, or its beginning, to its end or until asked to stop.
+
+    Raises:
+        AlmError: the loss is not finite, the disk is full, too many rows are bad, ...
+    """
+    experiment, model = session.experiment, session.models[index]
+    stage = model.stage
+    folder = session.run.stage(index, stage.name)
+    reading = (experiment, model.config, session.tokenizer, model.mesh, session.progress)
+    training = inputs.pipeline(stage.data, *reading)
+    validation = stage.validation and inputs.pipeline(replace(stage.validation.data, last="pad"), *reading)
+    total = stage.total_steps(training.plan.steps_per_epoch)
+    start = _start(session, index, folder, model, total)
+
+    if stage.features == "cached":
+        store = _features(session, model, start, [p for p in (training, validation) if p])
+        if store is None:
+            return StageResult(stage.name, 0, total)
+        model = model.reader()
+        training, validation = (p and replace(p, audio=store) for p in (training, validation))
+        start.frozen = {path: leaf for path, leaf in start.frozen.items() if path in model.target}
+
+    optimizer = make_optimizer(stage.optim, total)
+    shapes = {path: leaf for path, leaf in model.target.items() if path in model.trained}
+    abstract = abstract_state(shapes, optimizer, model.shardings, model.mesh)
+    key = jax.random.fold_in(jax.random.key(experiment.seed), index)
+    with jax.set_mesh(model.mesh), Checkpoints(folder, experiment.loop.keep) as checkpoints:
+        if checkpoints.latest is not None:
+            state = checkpoints.restore(abstract)
+        else:
+            places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+            state = jax.jit(lambda p: create_state(p, optimizer, key), out_shardings=places)(start.params)
+        trainer = Trainer(
+            session=session,
+            stage=stage,
+            total=total,
+            model=model,
+            frozen=start.frozen,
+            step=make_step(
+                model.like,
+                optimizer,
+                model.precision,
+                objective=OBJECTIVES[stage.objective],
+                loss_group=stage.loss_group,
+                micro_batch=stage.micro_batch,
+                mesh=model.mesh,
+                state=abstract,
+            ),
+            training=training,
+            validation=validation,
+            checkpoints=checkpoints,
+            best=_or_infinite(folder.validation_loss()),
+        )
+        del start  # its params would hold memory beside the state's
+        result = trainer.run(state, done=checkpoints.latest or 0)
+        checkpoints.wait()
+    if result.step == total:
+        folder.finish(total)
+    return result
+
+
+def _start(session: Session, index: int, folder: StageFolder, model: StageModel, total: int) -> Start:
+    """The stage's frozen parameters, and before its first checkpoint also those that it trains."""
+    if folder.begun and folder.steps():
+        return weights.restore(session.experiment, index, folder, model)
+    start = weights.begin(session.experiment, index, session.run, model)
+    folder.begin(start.carried, start.sources)
+    start.carried = {}
+    trained = {path: leaf for path, leaf in model.target.items() if path in model.trained}
+    session.progress.say(
+        f"stage {model.stage.name}: {total} steps of {model.stage.data.batch_size} rows; trains "
+        f"{tree.size(trained):,} of {tree.size(model.target):,} parameters; " + _origins(start.origin)
+    )
+    return start
+
+
+def _origins(origin: dict[str, str]) -> str:
+    parts: dict[str, set[str]] = {}
+    for path, source in origin.items():
+        parts.setdefault(source, set()).add(path.split(".")[0])
+    return ", ".join(f"{' and '.join(sorted(part))} from {source}" for source, part in parts.items())
+
+
+def _features(session: Session, model: StageModel, start: Start, pipelines: Sequence[DataPipeline]) -> Any:
+    """The store of encoder features of all clips that the pipelines may hear; None if asked to stop meanwhile."""
+    clips = {
+        rows.clip_path(clip)
+        for pipeline in pipelines
+        for rows in pipeline.rowsets
+        for row in rows.rows
+        for clip in row.clips
+    }
+    data, experiment = model.stage.data, session.experiment
+    encoder = {path: leaf for path, leaf in start.frozen.items() if path.startswith("encoder.")}
+    hearing = Hearing(
+        experiment.template, experiment.layout, session.tokenizer, data.batch_size, data.workers, data.max_bad_share
+    )
+    return compute_features(
+        clips, model, encoder, hearing, cache_dir(), session.progress, should_stop=session.interrupts.requested
+    )
+
+
+@dataclass
+class Trainer:
+    """The loop of one stage, with everything in place; `run` it once.
+
+    Attributes:
+        frozen: parameters that do not train. step: the compiled step. total: updates of the stage.
+        training, validation: where batches come from. best: lowest validation loss so far.
+    """
+
+    session: Session
+    stage: Stage
+    total: int
+    model: StageModel
+    frozen: Arrays
+    step: Step
+    training: DataPipeline
+    validation: DataPipeline | None
+    checkpoints: Checkpoints
+    best: float
+    _pending: tuple[int, dict[str, jax.Array], LoadedBatch, float] | None = None
+    _clock: float = field(default_factory=time.monotonic)
+    _loss: float | None = None
+    _validation_loss: float | None = None
+
+    def run(self, state: TrainState, done: int) -> StageResult:
+        """Train from `done` updates on; steps are counted by updates done, as checkpoints and metrics name them."""
+        self.session.progress.start(self.stage.name, self.total, done)
+        evaluate = self._evaluator()
+        self._clock = waiting = time.monotonic()
+        with closing(self.training.iterate(done, self.total - done)) as batches:
+            for loaded in batches:
+                batch = place(loaded.batch, self.model.mesh)
+                waited = time.monotonic() - waiting
+                state, metrics = self.step(state, self.frozen, batch)
+                done = loaded.step + 1
+                self._log_pending()
+                self._pending = done, metrics, loaded, waited
+                stop = self.session.interrupts.requested(done)
+                self._look_after(state, done, evaluate, stop)
+                if stop:
+                    break
+                waiting = time.monotonic()
+        return StageResult(self.stage.name, done, self.total, self._loss, self._validation_loss)
+
+    def _look_after(self, state: TrainState, done: int, evaluate: Callable | None, stop: bool) -> None:
+        """Validate and save where this step is one to do it at; metrics are on disk before their checkpoint is."""
+        loop, end = self.session.experiment.loop, done == self.total
+        best = False
+        loss = None
+        if evaluate is not None and (done % self.stage.validation.every == 0 or end):
+            self._log_pending()
+            loss = evaluate(state)
+            best, self._validation_loss = loss < self.best, loss
+            self.best = min(self.best, loss)
+            self._log({"stage": self.stage.name, "step": done, "validation_loss": loss})
+        if done % loop.checkpoint_every == 0 or end or stop or best:
+            self._log_pending()
+            if self.session.metrics is not None:
+                self.session.metrics.sync()
+            self.checkpoints.save(state, done, loss)
+            self._clock = time.monotonic()
+
+    def _evaluator(self) -> Callable[[TrainState], float] | None:
+        if self.validation is None:
+            return None
+        objective = OBJECTIVES[self.stage.objective]
+        evaluate = make_eval_step(self.model.like, self.model.precision, objective)
+        steps = self.validation.plan.steps_per_epoch
+
+        def run(state: TrainState) -> float:
+            sums = []
+            with closing(self.validation.iterate(0, steps)) as batches:
+                for loaded in batches:
+                    sums.append(evaluate(state.params, self.frozen, place(loaded.batch, self.model.mesh)))
+            loss = sum(float(s["loss"]) for s in sums)
+            return loss / max(1.0, sum(float(s["targets"]) for s in sums))
+
+        return run
+
+    def _log_pending(self) -> None:
+        """Wait for the last step's metrics and pass them on.
+
+        Raises:
+            AlmError: they are not finite.
+        """
+        if self._pending is None:
+            return
+        (done, metrics, loaded, waited), self._pending = self._pending, None
+        values = {name: float(value) for name, value in metrics.items()}
+        now = time.monotonic()
+        seconds, self._clock = now - self._clock, now
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(values[name]):
+                raise AlmError(
+                    f"stage {self.stage.name!r}, step {done}: {name} is {values[name]}; its batch holds "
+                    f"{self._rows(loaded)}; lower optim.learning_rate, or look at these rows"
+                )
+        self._loss = values["loss"]
+        if done % self.session.experiment.loop.log_every and done != self.total:
+            return
+        self._log(
+            {
+                "stage": self.stage.name,
+                "step": done,
+                "loss": values["loss"],
+                "learning_rate": values["learning_rate"],
+                "grad_norm": values["grad_norm"],
+                "tokens_per_s": round(values["tokens"] / seconds, 1),
+                "step_time_s": round(seconds, 4),
+                "data_wait_s": round(waited, 4),
+            }
+        )
+
+    def _log(self, row: dict[str, Any]) -> None:
+        for tracker in self.session.trackers:
+            tracker.log(row)
+
+    def _rows(self, loaded: LoadedBatch, limit: int = 8) -> str:
+        names = [self.training.rowsets[s].name(row) for s, row, seed in dict.fromkeys(loaded.planned.entries)
+                 if (s, row, seed) != NO_ROW]  # fmt: skip
+        return ", ".join(names[:limit]) + (f" and {len(names) - limit} more rows" if len(names) > limit else "")
+
+
+def _or_infinite(value: float | None) -> float:
+    return math.inf if value is None else value

@@ -1,0 +1,264 @@
+"""Where a stage's parameters come from: a run, the stage before, pretrained sources, or random numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+
+from alm_jax.convert import hub
+from alm_jax.convert.formats import open_tensors
+from alm_jax.convert.layouts import LAYOUTS, detect
+from alm_jax.convert.load import fold, load
+from alm_jax.core import mesh as meshes
+from alm_jax.core import tree
+from alm_jax.core.errors import CheckpointError, ConfigError
+from alm_jax.core.precision import Precision
+from alm_jax.core.tree import Arrays
+from alm_jax.models.alm import AlmConfig, build
+from alm_jax.train.checkpoint import RunFolder, Source, StageFolder
+from alm_jax.train.config import PREVIOUS, Experiment, Stage, Weights, experiment_of
+
+
+@dataclass(frozen=True)
+class StageModel:
+    """A stage's whole model, encoder included, before any memory is taken for it.
+
+    Attributes:
+        config: its parts. stage: which parameters train. mesh, precision: where and as what they are held.
+    """
+
+    config: AlmConfig
+    stage: Stage
+    mesh: Mesh
+    precision: Precision
+
+    @cached_property
+    def like(self) -> Any:
+        """The abstract module."""
+        return tree.abstract(lambda key: build(self.config, key))
+
+    @cached_property
+    def trained(self) -> frozenset[str]:
+        """Paths that train: those that fit the stage's patterns; constant tables never do.
+
+        Raises:
+            ConfigError: a pattern fits nothing, or cached features and a training encoder are asked for.
+        """
+        learnable = {path: v for path, v in tree.variables(self.like).items() if isinstance(v, nnx.Param)}
+        chosen, _ = tree.split(learnable, self.stage.trainable)
+        if self.stage.features == "cached" and (clash := [path for path in chosen if path.startswith("encoder.")]):
+            raise ConfigError(
+                f"stage {self.stage.name!r} caches encoder features but trains {', '.join(fold(clash)[:4])}: "
+                "set features='live', or leave the encoder out of trainable"
+            )
+        return frozenset(chosen)
+
+    @cached_property
+    def target(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shape, dtype and sharding of every parameter: what trains is float32, the rest as the precision says."""
+        places = meshes.shardings(self.like, self.mesh)
+        result = {}
+        for path, leaf in tree.flatten(self.like).items():
+            floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+            dtype = jnp.float32 if path in self.trained else (self.precision.frozen if floating else leaf.dtype)
+            result[path] = jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=places[path])
+        return result
+
+    @property
+    def shardings(self) -> dict[str, NamedSharding]:
+        """Of every parameter."""
+        return {path: leaf.sharding for path, leaf in self.target.items()}
+
+    def reader(self) -> StageModel:
+        """The same without its encoder, for batches that hold features."""
+        return replace(self, config=replace(self.config, encoder=None))
+
+
+@dataclass
+class Start:
+    """Parameters at the start of a stage.
+
+    Attributes:
+        params: what trains. frozen: the rest. carried: those of the rest that no pretrained source holds, in the
+            precision that they came in. sources: of the others.
+        origin: where each parameter came from, in words.
+    """
+
+    params: Arrays = field(default_factory=dict)
+    frozen: Arrays = field(default_factory=dict)
+    carried: Arrays = field(default_factory=dict)
+    sources: list[Source] = field(default_factory=list)
+    origin: dict[str, str] = field(default_factory=dict)
+
+
+def begin(experiment: Experiment, index: int, run: RunFolder, model: StageModel) -> Start:
+    """The parameters before the first step: each from the first of the stage's and the experiment's sources that has
+    it, else random.
+
+    Raises:
+        ConfigError: a previous stage's or run's parameter has no place here and is not dropped.
+        CheckpointError: a source cannot be found, read or fitted.
+    """
+    stage, start, arrays = experiment.stages[index], Start(), {}
+    for weights in (*stage.init_from, *experiment.weights):
+        source = None
+        if weights.source == PREVIOUS:
+            if index == 0:
+                continue
+            before = experiment.stages[index - 1]
+            name, given = f"stage {before.name}", _handed_over(run.stage(index - 1, before.name), weights, stage, model)
+        elif (Path(weights.source).expanduser() / "config.json").is_file() and _is_run(weights.source):
+            name, given = weights.source, _handed_over(_last_stage(Path(weights.source)), weights, stage, model)
+        else:
+            name = weights.source
+            given, source = _pretrained(weights, model, lacking=model.target.keys() - arrays.keys())
+            start.sources += [source] if source else []
+        fresh = {path: leaf for path, leaf in given.items() if path not in arrays}
+        if source is None:
+            start.carried |= {path: leaf for path, leaf in fresh.items() if path not in model.trained}
+        start.origin |= {path: name for path in fresh}
+        arrays |= fresh
+    scratch = _random(experiment, model, [path for path in model.target if path not in arrays])
+    start.carried |= {path: leaf for path, leaf in scratch.items() if path not in model.trained}
+    start.origin |= {path: "random" for path in scratch}
+    return _divide(start, arrays | scratch, model)
+
+
+def restore(experiment: Experiment, index: int, folder: StageFolder, model: StageModel) -> Start:
+    """The frozen parameters of a stage that has begun: carried ones, and the rest from its pretrained sources.
+
+    Raises:
+        CheckpointError: a source is not what it was when the stage began.
+    """
+    start = Start()
+    names = set(folder.carried_names())
+    arrays = folder.carried({path: model.target[path] for path in names if path in model.target})
+    known = {source.name: source for source in folder.sources()}
+    done = arrays.keys() | model.trained
+    for weights in (*experiment.stages[index].init_from, *experiment.weights):
+        if weights.source not in known:
+            continue
+        given, source = _pretrained(weights, model, lacking=model.target.keys() - done)
+        if source and source.sha256 != known[weights.source].sha256:
+            raise CheckpointError(
+                f"{weights.source} has changed since the run began ({folder.path / 'sources.json'}); restore the files "
+                "that it names, or start a new run"
+            )
+        arrays |= {path: leaf for path, leaf in given.items() if path not in done}
+        done = done | given.keys()
+    if missing := [path for path in model.target if path not in done]:
+        raise CheckpointError(f"{folder.path} does not hold {', '.join(fold(missing))}, and no source does")
+    start.frozen = {path: _as_wanted(arrays[path], model.target[path]) for path in model.target if path in arrays}
+    return start
+
+
+def _divide(start: Start, arrays: Arrays, model: StageModel) -> Start:
+    for path, wanted in model.target.items():
+        part = start.params if path in model.trained else start.frozen
+        part[path] = _as_wanted(arrays[path], wanted)
+    return start
+
+
+def _as_wanted(leaf: jax.Array, wanted: jax.ShapeDtypeStruct) -> jax.Array:
+    return leaf if leaf.dtype == wanted.dtype else leaf.astype(wanted.dtype)
+
+
+def _handed_over(folder: StageFolder, weights: Weights, stage: Stage, model: StageModel) -> Arrays:
+    """What a stage trained or carried, as far as `weights.path` asks for it."""
+    step = folder.steps()[-1] if folder.steps() else None
+    if step is None:
+        raise CheckpointError(f"{folder.path} has no checkpoint to begin from; finish that stage first")
+    trained, carried = folder.weight_names(step), folder.carried_names()
+    names = [name for name in (*trained, *carried) if fnmatchcase(name, weights.path)]
+    homeless = [name for name in names if name not in model.target and not tree.matches(name, stage.drop)]
+    if homeless:
+        raise ConfigError(
+            f"stage {stage.name!r}: {', '.join(fold(homeless))} of {folder.path} have no place in its model; name them "
+            "in the stage's drop to leave them behind"
+        )
+    wanted = {}
+    for name in names:
+        if name in model.target and not tree.matches(name, stage.drop):
+            leaf = model.target[name]
+            wanted[name] = jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=leaf.sharding)
+    first = {name: leaf for name, leaf in wanted.items() if name in set(trained)}
+    return folder.weights(step, first) | folder.carried({n: leaf for n, leaf in wanted.items() if n not in first})
+
+
+def _is_run(path: str) -> bool:
+    try:
+        content = json.loads((Path(path).expanduser() / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and "format" in content and "experiment" in content
+
+
+def _last_stage(path: Path) -> StageFolder:
+    run = RunFolder.open(path.expanduser())
+    stages = experiment_of(run.config(), path).stages
+    folders = [run.stage(i, stage.name) for i, stage in enumerate(stages)]
+    begun = [folder for folder in folders if folder.steps()]
+    return begun[-1] if begun else folders[0]
+
+
+def _pretrained(weights: Weights, model: StageModel, lacking: Iterable[str]) -> tuple[Arrays, Source | None]:
+    """The parameters that a checkpoint fills; nothing is read if none of them is lacking."""
+    lacking = set(lacking)
+    mine = [path for path in model.target if fnmatchcase(path, weights.path)]
+    if not mine:
+        raise ConfigError(f"weights {weights.path!r} from {weights.source} fit no parameter of the model")
+    if not any(path in lacking and not tree.matches(path, weights.init) for path in mine):
+        return {}, None
+    found = hub.resolve(weights.source)
+    file = open_tensors(found.path)
+    layout = detect(file.keys())
+    part = weights.path.split(".")[0]
+    part = part if part in ("encoder", "aligner", "decoder") else ""
+    prefix = f"{part}." if part else ""
+    table = LAYOUTS[layout].table(getattr(model.config, part) if part else model.config)
+    target = {path.removeprefix(prefix): model.target[path] for path in mine}
+    places = {path: leaf.sharding for path, leaf in target.items()}
+    arrays = load(target, [(file, table)], shardings=places, init=[p.removeprefix(prefix) for p in weights.init])
+    source = Source(weights.source, found.revision or "", _hashes(file.path), (weights.path,))
+    return {prefix + path: leaf for path, leaf in arrays.items()}, source
+
+
+def _random(experiment: Experiment, model: StageModel, paths: Sequence[str]) -> Arrays:
+    """Fresh values of some parameters, made where they lie; the same in every stage and on any mesh."""
+    if not paths:
+        return {}
+    wanted = set(paths)
+
+    def make(key: jax.Array) -> Arrays:
+        return {path: leaf for path, leaf in tree.flatten(build(model.config, key)).items() if path in wanted}
+
+    places = {path: leaf.sharding for path, leaf in model.target.items() if path in wanted}
+    return jax.jit(make, out_shardings=places)(jax.random.key(experiment.seed))
+
+
+def _hashes(path: Path) -> dict[str, str]:
+    """sha256 of the files behind a checkpoint, by name; a sharded one has an index that names its shards."""
+    files = [path]
+    if path.name.endswith(".index.json"):
+        files += sorted({path.parent / shard for shard in json.loads(path.read_text())["weight_map"].values()})
+    return {file.name: _sha256(file.resolve(), file.stat().st_mtime_ns) for file in files}
+
+
+@lru_cache(maxsize=64)
+def _sha256(path: Path, modified: int) -> str:
+    """Of a file's bytes; the Hugging Face cache names large files by it."""
+    if path.parent.name == "blobs" and len(path.name) == 64:
+        return path.name
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
