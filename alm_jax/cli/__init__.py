@@ -1,0 +1,1 @@
+"""The `alm` command: parse, call, print."""

@@ -1,0 +1,111 @@
+"""Command lines from annotated dataclasses (tyro); errors are one line, and help teaches by example."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any, TypeVar
+
+import tyro
+
+from alm_jax.core.config import apply_overrides
+from alm_jax.core.errors import UsageError
+
+Options = TypeVar("Options")
+
+# Dotted overrides reach into a union of configs only if tyro takes the default's class and makes no subcommands of it.
+_CONFIG = (tyro.conf.AvoidSubcommands,)
+_FRAME = re.compile("[╭╮╰╯│]|\x1b\\[[0-9;]*m")
+
+
+def parse(kind: type[Options], args: list[str], command: str) -> Options:
+    """The options of `alm COMMAND` as an instance of the dataclass `kind`, whose docstring is the help text.
+
+    Raises:
+        UsageError: what is wrong with `args`, in one line.
+        SystemExit: 0, after printing the help that `args` ask for.
+    """
+    with _errors_in_one_line(command):
+        return tyro.cli(kind, args=args, prog=f"alm {command}", description=inspect.getdoc(kind), config=_CONFIG)
+
+
+def parse_known(kind: type[Options], args: list[str], command: str) -> tuple[Options, list[str]]:
+    """Like `parse`, with the arguments that `kind` does not know given back for `parse_config`."""
+    with _errors_in_one_line(command):
+        return tyro.cli(
+            kind,
+            args=args,
+            prog=f"alm {command}",
+            description=inspect.getdoc(kind),
+            config=_CONFIG,
+            return_unknown_args=True,
+        )
+
+
+def parse_config(config: Options, args: list[str], command: str) -> Options:
+    """`config` changed by typed flags such as `--stages.0.steps 10`: every field of it is one."""
+    if not args:
+        return config
+    with _errors_in_one_line(command):
+        return tyro.cli(
+            type(config),
+            default=config,
+            args=args,
+            prog=f"alm {command}",
+            description="every value of the config is a flag:",
+            config=_CONFIG,
+        )
+
+
+def overridden(config: Options, settings: tuple[str, ...]) -> Options:
+    """`config` after the `--set path=value` of a command line; registry names stand for configs."""
+    from alm_jax.models.registry import named_config
+
+    return apply_overrides(config, parse_settings(settings), named_config) if settings else config
+
+
+def parse_settings(settings: tuple[str, ...]) -> Mapping[str, str]:
+    """`{path: text}` of `--set path=value` options; a later one wins."""
+    pairs = [setting.partition("=") for setting in settings]
+    wrong = [setting for setting, (path, equals, _) in zip(settings, pairs) if not (path and equals)]
+    if wrong:
+        raise UsageError(f"--set takes path=value, e.g. --set stages.0.steps=10, got {wrong[0]!r}")
+    return {path: value for path, _, value in pairs}
+
+
+@contextlib.contextmanager
+def _errors_in_one_line(command: str) -> Any:
+    stderr = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(stderr):
+            yield
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UsageError(f"{reduce_box(stderr.getvalue())}; see alm {command} --help") from None
+
+
+def reduce_box(text: str) -> str:
+    """The message in tyro's box of an error as one line: what is wrong, and what it may have meant."""
+    lines = [_FRAME.sub("", line).strip() for line in text[text.rfind("╭") :].splitlines()[1:]]
+    sections: list[list[str]] = [[]]
+    for line in lines:
+        if line and not line.strip("─"):
+            sections.append([])
+        elif line:
+            sections[-1].append(line)
+    message = " ".join(sections[0]).partition(". Got errors")[0].rstrip(".")
+    message = message[:1].lower() + message[1:]
+    for section in filter(None, sections[1:]):
+        flags = [line for line in section if line.startswith("--")]
+        if section[0].startswith("Perhaps you meant") and flags:
+            given = message.partition(": ")[2].split(",")[0]
+            names = [flag.split()[0] for flag in flags]
+            message += f": did you mean {get_close_matches(given, names, n=1, cutoff=0)[0]}?"
+        elif section[0].startswith("Argument helptext") and flags:
+            message += f" (expected {flags[0]})"
+    return message
