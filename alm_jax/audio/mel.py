@@ -1,0 +1,45 @@
+"""Mel filter matrices, computed from their definitions: Kaldi's and Slaney's (librosa, Whisper)."""
+
+from functools import lru_cache
+
+import numpy as np
+
+
+@lru_cache(maxsize=16)
+def kaldi_mel_filters(num_mels: int, n_fft: int, sample_rate: int, low_freq: float, high_freq: float) -> np.ndarray:
+    """`[n_fft // 2 + 1, num_mels]` float64: triangles in the mel domain, mel = 1127 ln(1 + f / 700), peak 1.
+
+    As Kaldi's `MelBanks` (`torchaudio.compliance.kaldi.get_mel_banks`), the Nyquist bin weighs nothing. Narrow
+    filters between two bins stay empty (index 3 of 128 at 16 kHz). Frequencies are in Hz.
+    """
+
+    def mel(freq):
+        return 1127.0 * np.log1p(freq / 700.0)
+
+    step = (mel(high_freq) - mel(low_freq)) / (num_mels + 1)
+    left = mel(low_freq) + step * np.arange(num_mels)
+    bins = mel(np.arange(n_fft // 2)[:, None] * (sample_rate / n_fft))
+    triangles = np.maximum(0.0, np.minimum(bins - left, left + 2 * step - bins) / step)
+    return _frozen(np.pad(triangles, ((0, 1), (0, 0))))
+
+
+@lru_cache(maxsize=16)
+def slaney_mel_filters(num_mels: int, n_fft: int, sample_rate: int) -> np.ndarray:
+    """`[n_fft // 2 + 1, num_mels]` float64: triangles in Hz from 0 to Nyquist, each of area 1 (`librosa.filters.mel`).
+
+    Slaney's scale is linear below 1 kHz (200/3 Hz a mel) and logarithmic above (27 steps a factor of 6.4).
+    """
+    knee_hz, hz_per_mel, log_step = 1000.0, 200.0 / 3.0, np.log(6.4) / 27.0
+    knee = knee_hz / hz_per_mel
+    top = knee + np.log(sample_rate / 2 / knee_hz) / log_step
+    mels = np.linspace(0.0, top, num_mels + 2)
+    edges = np.where(mels < knee, mels * hz_per_mel, knee_hz * np.exp(log_step * (mels - knee)))
+    left, centre, right = edges[:-2], edges[1:-1], edges[2:]
+    bins = np.arange(n_fft // 2 + 1)[:, None] * (sample_rate / n_fft)
+    triangles = np.minimum((bins - left) / (centre - left), (right - bins) / (right - centre))
+    return _frozen(np.maximum(0.0, triangles) * (2.0 / (right - left)))
+
+
+def _frozen(array: np.ndarray) -> np.ndarray:
+    array.setflags(write=False)
+    return array
