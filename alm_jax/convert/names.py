@@ -67,7 +67,7 @@ class Style:
         if self.base_layer and self.bare + module in wrapped:
             key = f"{module}{_BASE}{leaf}"
         if self.adapter:
-            key = _LORA.sub(rf".\1.{self.adapter}.weight", key)
+            key = _LORA.sub(lambda match: f".{match[1]}.{self.adapter}.weight", key)
         if self.peft is not None and key.startswith(self.peft):
             key = self.peft + _PEFT + key[len(self.peft) :]
         return self.prefix + key

@@ -93,22 +93,24 @@ def save_safetensors(
     Raises:
         CheckpointError: the folder has such files already, a key comes twice, or the disk refuses.
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    if existing := sorted(path.name for path in folder.glob(f"{stem}*.safetensors*")):
-        raise CheckpointError(f"{folder} holds {', '.join(existing)} already; give an empty folder or remove them")
     written: list[tuple[Path, list[str]]] = []
     total = 0
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if existing := sorted(path.name for path in folder.glob(f"{stem}*.safetensors*")):
+            raise CheckpointError(f"{folder} holds {', '.join(existing)} already; give an empty folder or remove them")
         for shard in _shards(tensors, shard_bytes):
             part = folder / f".{stem}-{len(written):05}.{os.getpid()}.partial"
             written.append((part, list(shard)))
             total += sum(tensor.nbytes for tensor in shard.values())
             save_file(shard, part, metadata={"format": "pt", **(metadata or {})})
+            part.chmod(folder.stat().st_mode & 0o666)  # safetensors leaves it readable by its owner alone
         return _publish(folder, stem, written, total)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # a full disk is the latter
         raise CheckpointError(f"{folder}: cannot write the checkpoint: {error}") from error
     finally:
         for part, _ in written:
@@ -136,15 +138,20 @@ def _publish(folder: Path, stem: str, written: list[tuple[Path, list[str]]], tot
     names = [
         f"{stem}-{n:05}-of-{count:05}.safetensors" if count > 1 else f"{stem}.safetensors" for n in range(1, count + 1)
     ]
-    for (part, _), name in zip(written, names):
-        os.replace(part, folder / name)
-    if count == 1:
-        return folder / names[0]
-    weight_map = {key: name for (_, keys), name in zip(written, names) for key in keys}
+    placed = [folder / name for name in names]
     index = folder / f"{stem}.safetensors.index.json"
-    part = index.with_suffix(".partial")
-    part.write_text(
-        json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2), encoding="utf-8"
-    )
-    os.replace(part, index)
-    return index
+    part = folder / f".{index.name}.{os.getpid()}.partial"
+    try:
+        for (shard, _), path in zip(written, placed):
+            os.replace(shard, path)
+        if count == 1:
+            return placed[0]
+        weight_map = {key: name for (_, keys), name in zip(written, names) for key in keys}
+        content = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        part.write_text(json.dumps(content, indent=2), encoding="utf-8")
+        os.replace(part, index)
+        return index
+    except OSError:
+        for path in (*placed, part):
+            path.unlink(missing_ok=True)
+        raise

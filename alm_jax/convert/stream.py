@@ -102,14 +102,18 @@ def _pieces(spans: list[tuple[int, int]], longest: int) -> Iterator[tuple[int, i
 
 
 def _copy(values: np.ndarray, out: np.ndarray) -> None:
-    """`out[...] = values`, by squares of the last two axes if these are transposed in memory."""
+    """`out[...] = values`, by squares of the last two axes if these are transposed in memory.
+
+    A square is first copied as it lies: read across rows whose distance is a power of two, its lines would evict one
+    another from the cache (3 to 5 times slower, measured).
+    """
     if values.ndim < 2 or values.strides[-1] <= values.strides[-2]:
         out[...] = values
         return
     for i in range(0, out.shape[-2], _TILE):
         for j in range(0, out.shape[-1], _TILE):
             square = (..., slice(i, i + _TILE), slice(j, j + _TILE))
-            out[square] = values[square]
+            out[square] = values[square].copy("K")
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -130,3 +130,57 @@ def test_whisper_encoder():
         assert_close(taps[tap], expected.hidden_states[tap].detach(), 1e-5)
     grads = gradients(lambda model: (model(mel).values[0] * weight).sum(), ours)
     compare(grads, table, states(theirs, lambda parameter: parameter.grad), {"bare": "model.encoder."})
+
+
+class OpenAIBlock(torch.nn.Module):
+    """`ResidualAttentionBlock` of the official whisper/model.py, encoder form; LTU-AS's TLTR is made of it too."""
+
+    def __init__(self, dim, heads):
+        super().__init__()
+        linear, norm = torch.nn.Linear, torch.nn.LayerNorm
+        self.attn = torch.nn.ModuleDict(
+            {name: linear(dim, dim, name != "key") for name in ("query", "key", "value", "out")}
+        )
+        self.attn_ln, self.mlp_ln = norm(dim), norm(dim)
+        self.mlp = torch.nn.Sequential(linear(dim, 4 * dim), torch.nn.GELU(), linear(4 * dim, dim))
+        self.heads = heads
+
+    def forward(self, x):
+        y = self.attn_ln(x)
+        q, k, v = (
+            self.attn[name](y).unflatten(-1, (self.heads, -1)).transpose(1, 2) for name in ("query", "key", "value")
+        )
+        scale = q.shape[-1] ** -0.25
+        weights = ((q * scale) @ (k * scale).transpose(-1, -2)).softmax(-1)
+        x = x + self.attn["out"]((weights @ v).transpose(1, 2).flatten(2))
+        return x + self.mlp(self.mlp_ln(x))
+
+
+class OpenAIEncoder(torch.nn.Module):
+    """`AudioEncoder` of the official whisper/model.py."""
+
+    def __init__(self, mels, dim, heads, depth, positions):
+        super().__init__()
+        self.conv1 = torch.nn.Conv1d(mels, dim, 3, padding=1)
+        self.conv2 = torch.nn.Conv1d(dim, dim, 3, stride=2, padding=1)
+        self.positional_embedding = torch.nn.Parameter(torch.randn(positions, dim))
+        self.blocks = torch.nn.ModuleList(OpenAIBlock(dim, heads) for _ in range(depth))
+        self.ln_post = torch.nn.LayerNorm(dim)
+
+    def forward(self, x):
+        gelu = torch.nn.functional.gelu
+        x = gelu(self.conv2(gelu(self.conv1(x)))).transpose(1, 2) + self.positional_embedding
+        for block in self.blocks:
+            x = block(x)
+        return self.ln_post(x)
+
+
+def test_whisper_encoder_in_openai_names():
+    theirs = OpenAIEncoder(8, 32, 4, 3, 12)
+    randomise(theirs)
+    config = WhisperConfig(mels=8, dim=32, heads=4, depth=3, positions=12)
+    tensors = {"encoder." + key: value for key, value in states(theirs).items()}
+    ours = build(Whisper, config, tensors, LAYOUTS["whisper_openai"].table(config))
+    mel = np.random.default_rng(0).standard_normal((2, 24, 8)).astype(np.float32)
+    with torch.no_grad():
+        assert_close(ours(mel).values[0], theirs(torch.tensor(mel).transpose(1, 2)), 1e-5)

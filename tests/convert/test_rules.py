@@ -409,8 +409,44 @@ def test_a_failed_save_leaves_nothing(tmp_path):
     with pytest.raises(CheckpointError, match="No space left"):
         save_safetensors(tmp_path / "x", broken(), shard_bytes=400)
     assert list((tmp_path / "x").iterdir()) == []
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(CheckpointError, match="cannot write"):
+        save_safetensors(tmp_path / "file", [("a", np.ones(1))])
     with pytest.raises(CheckpointError, match="a comes twice"):
         save_safetensors(tmp_path / "x", [("a", np.ones(1)), ("a", np.ones(1))])
     save_safetensors(tmp_path / "x", [("a", np.ones(1))])
     with pytest.raises(CheckpointError, match=r"holds model\.safetensors already"):
         save_safetensors(tmp_path / "x", [("a", np.ones(1))])
+
+
+def test_a_full_disk_is_one_error_and_leaves_nothing(tmp_path):
+    """The limit on file sizes stands in for the disk's."""
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limits[1]))
+    try:
+        tensors = [("a", np.ones(100)), ("b", np.ones(1000))]
+        with pytest.raises(CheckpointError, match=r"cannot write the checkpoint.*too large"):
+            save_safetensors(tmp_path, tensors, shard_bytes=1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_save_whose_index_cannot_be_placed_leaves_nothing(tmp_path, monkeypatch):
+    replace = os.replace
+
+    def refuse(source, target):
+        if str(target).endswith(".json"):
+            raise OSError("refused")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(CheckpointError, match="refused"):
+        save_safetensors(tmp_path, [("a", np.ones(100)), ("b", np.ones(100))], shard_bytes=1000)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_written_files_are_readable_like_their_folder(tmp_path):
+    tmp_path.chmod(0o755)
+    assert save_safetensors(tmp_path, [("a", np.ones(1))]).stat().st_mode & 0o777 == 0o644

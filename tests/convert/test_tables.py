@@ -223,6 +223,50 @@ def test_gguf_rows_are_put_back_in_order():
         np.testing.assert_array_equal(arrays[f"blk.1.attn_{name}.weight"], permuted)
 
 
+def test_gguf_names_are_llama_cpp_s():
+    """The `gguf` package's own map from `transformers` names."""
+    import gguf
+
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, LLAMA.depth)
+    keys = {rule.path: rule.names for rule in LAYOUTS["llama_gguf"].table(LLAMA).rules}
+    hf = {rule.path: rule.names for rule in LAYOUTS["llama_hf"].table(LLAMA).rules if "lora" not in rule.path}
+    assert keys == {
+        path: tuple(names.get_name(key, try_suffixes=(".weight",)) for key in theirs) for path, theirs in hf.items()
+    }
+
+
+def test_ctranslate2_packs_as_its_converter_does():
+    """By `WhisperLoader` of ctranslate2/converters/transformers.py."""
+    target = shapes(Whisper, WHISPER)
+    arrays, hf = made_up(LAYOUTS["whisper_hf"].table(WHISPER), target)
+    tensors = dict(export(arrays, LAYOUTS["whisper_ctranslate2"].table(WHISPER)))
+    expected = {}
+    for i in range(WHISPER.depth):
+        prefix = f"model.encoder.layers.{i}."
+        layer = {key.removeprefix(prefix): value for key, value in hf.items() if key.startswith(prefix)}
+        zeros = np.zeros(WHISPER.dim, np.float32)  # of the key projection, which has no bias
+        qkv = [layer[f"self_attn.{name}_proj.weight"] for name in "qkv"]
+        bias = [layer["self_attn.q_proj.bias"], zeros, layer["self_attn.v_proj.bias"]]
+        at = f"encoder/layer_{i}/"
+        expected |= {at + "self_attention/linear_0/weight": np.concatenate(qkv)}
+        expected |= {at + "self_attention/linear_0/bias": np.concatenate(bias)}
+        for theirs, ours in (
+            ("self_attention/linear_1", "self_attn.out_proj"),
+            ("ffn/linear_0", "fc1"),
+            ("ffn/linear_1", "fc2"),
+        ):
+            expected |= {f"{at}{theirs}/weight": layer[f"{ours}.weight"], f"{at}{theirs}/bias": layer[f"{ours}.bias"]}
+        for theirs, ours in (("self_attention", "self_attn_layer_norm"), ("ffn", "final_layer_norm")):
+            expected[f"{at}{theirs}/layer_norm/gamma"] = layer[f"{ours}.weight"]
+            expected[f"{at}{theirs}/layer_norm/beta"] = layer[f"{ours}.bias"]
+    for name in ("conv1", "conv2"):
+        expected |= {f"encoder/{name}/{kind}": hf[f"model.encoder.{name}.{kind}"] for kind in ("weight", "bias")}
+    expected["encoder/position_encodings/encodings"] = hf["model.encoder.embed_positions.weight"]
+    expected["encoder/layer_norm/gamma"] = hf["model.encoder.layer_norm.weight"]
+    expected["encoder/layer_norm/beta"] = hf["model.encoder.layer_norm.bias"]
+    assert same_bits(tensors, expected)
+
+
 ADAPTER_CONFIG = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "lora_dropout": 0.05, "bias": "none"}
 
 
