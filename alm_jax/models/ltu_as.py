@@ -25,7 +25,7 @@ def ltu_as(
     Every block's output is tapped; the input of the first (index 0 of the official features) is not used.
     """
     return AlmConfig(
-        frontend=WhisperLogMel(frames=FRAMES, num_mels=encoder.mels),
+        frontend=WhisperLogMel(frames=FRAMES, num_mels=encoder.mels, padding="mel"),
         encoder=encoder,
         aligner=TltrConfig(
             dim=encoder.dim, out_dim=decoder.dim, layers=encoder.depth, tokens=FRAMES // 2 // POOL, layer_heads=8

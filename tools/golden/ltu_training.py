@@ -117,8 +117,8 @@ class _Rows:
     def _frames(self, clip: Path, report: Report) -> np.ndarray:
         """Filterbank of a clip: ours is compared with the recorded one, and the recorded one goes to the model.
 
-        float32 rounding of near-silent bins moves a filterbank by up to 4e-3 and with it the logits by 2e-5, which would
-        hide what the model itself does.
+        float32 rounding of near-silent bins moves a filterbank by up to 4e-3, and with it the logits by 2e-5, which
+        would hide what the model itself does.
         """
         # The official loader hands a file's own rate to the filterbank; these clips are all at 16 kHz.
         ours = self.config.frontend.numpy(load_audio(clip, sample_rate=self.config.frontend.sample_rate)[0])
