@@ -9,7 +9,6 @@ import functools
 import hashlib
 import json
 import multiprocessing
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import numpy as np
 
 from alm_jax.audio.io import load_audio, write_audio
 from alm_jax.core.errors import ConfigError, DataError
+from alm_jax.core.files import write_text
 from alm_jax.data.manifest import Clip
 from alm_jax.data.mixing import NOISES, amplitude, bursts, centroid, extent, loop, noise
 from alm_jax.data.questions import QUESTION_KINDS, make_rows
@@ -238,7 +238,7 @@ def write_scenes(
         _claim(out_dir, clips, config, seed)
         listing = out_dir / "scenes.jsonl"
         done = {index: scene for index, scene in _finished(out_dir, listing) if index < n}
-        _write_text(listing, "".join(_line(index, done[index]) for index in sorted(done)))
+        write_text(listing, "".join(_line(index, done[index]) for index in sorted(done)))
         todo = [index for index in range(n) if index not in done]
         with listing.open("a", encoding="utf-8") as handle:
             for index, scene in _compose_all(out_dir, clips, config, seed, todo, workers):
@@ -247,7 +247,7 @@ def write_scenes(
                 handle.flush()
                 if progress:
                     progress(len(done), n)
-        _write_text(listing, "".join(_line(index, done[index]) for index in range(n)))
+        write_text(listing, "".join(_line(index, done[index]) for index in range(n)))
         if vocabulary is None:
             vocabulary = [clip.phrase for clip in clips if clip.label not in config.background]
         rows = [
@@ -255,7 +255,7 @@ def write_scenes(
             for index in range(n)
             for row in make_rows(done[index], _audio_id(index), kinds, done[index].seed, vocabulary=vocabulary)
         ]
-        _write_text(out_dir / "rows.json", json.dumps(rows, indent=0))
+        write_text(out_dir / "rows.json", json.dumps(rows, indent=0))
     except (OSError, BrokenExecutor) as error:  # a full disk; a worker killed for memory
         raise DataError(
             f"{out_dir}: cannot write scenes ({error}); finished ones are kept: remove the cause and run again"
@@ -439,7 +439,7 @@ def _claim(out_dir: Path, clips: Iterable[Clip], config: SceneConfig, seed: int)
     }
     text, note = json.dumps(origin, indent=1), out_dir / "scenes.json"
     if not note.exists():
-        _write_text(note, text)
+        write_text(note, text)
     elif note.read_text(encoding="utf-8") != text:
         raise DataError(f"{out_dir}: holds scenes of another seed, config or set of clips; use another folder")
 
@@ -469,9 +469,3 @@ def _line(index: int, scene: Scene) -> str:
 def _parse(line: str) -> tuple[str, Scene]:
     fields = dict(json.loads(line))
     return fields.pop("audio_id"), Scene.from_annotation(fields)
-
-
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)

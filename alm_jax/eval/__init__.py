@@ -1,0 +1,1 @@
+"""Protocols that score a model's answers, one module a benchmark."""

@@ -1,0 +1,71 @@
+"""Answers of a model to many rows, in the order of the rows; every clip is encoded once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from alm_jax.data.rows import AudioRow, RowSet
+from alm_jax.infer.loaded import LoadedModel
+from alm_jax.infer.sampling import Sampling
+
+
+def encode_clips(model: LoadedModel, clips: Sequence[Path], *, batch_size: int = 8) -> dict[Path, jax.Array]:
+    """`{path: features [K, T, D]}` of each distinct clip."""
+    unique = list(dict.fromkeys(clips))
+    features = {}
+    for start in range(0, len(unique), batch_size):
+        part = unique[start : start + batch_size]
+        # A full batch always, so that the encoder is compiled once.
+        encoded = model.encode([*part, *part[-1:] * (batch_size - len(part))])
+        features |= dict(zip(part, encoded))
+    return features
+
+
+def answer_rows(
+    model: LoadedModel,
+    rows: Sequence[AudioRow],
+    features: Sequence[jax.Array | None],
+    *,
+    batch_size: int = 16,
+    max_new_tokens: int = 32,
+    sampling: Sampling = Sampling(),
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[str]:
+    """The answer to each row's instruction.
+
+    Args:
+        features: of each row's clip (`encode_clips`), or None.
+        progress: called with (done, all).
+    """
+    # Rows of like length share a batch, so that little is spent on padding; the order of the result is the rows' own.
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].instruction))
+    answers = [""] * len(rows)
+    for start in range(0, len(order), batch_size):
+        part = order[start : start + batch_size]
+        full = part + part[-1:] * (batch_size - len(part))
+        texts = model.answer(
+            [rows[i].instruction for i in full],
+            [features[i] for i in full],
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+        )
+        for i, text in zip(part, texts):
+            answers[i] = text
+        progress(min(start + batch_size, len(order)), len(order))
+    return answers
+
+
+def features_of(model: LoadedModel, rows: RowSet, chosen: Sequence[int]) -> list[jax.Array]:
+    """Features of the clips of some rows, one a row."""
+    paths = [rows.clip_path(rows[i].audio_id) for i in chosen]
+    encoded = encode_clips(model, paths)
+    return [encoded[path] for path in paths]
+
+
+def mean(values: Sequence[float]) -> float:
+    """Mean, NaN of nothing."""
+    return float(np.mean(values)) if len(values) else float("nan")
