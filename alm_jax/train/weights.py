@@ -244,7 +244,9 @@ def _random(experiment: Experiment, model: StageModel, paths: Sequence[str]) -> 
         return {path: leaf for path, leaf in tree.flatten(build(model.config, key)).items() if path in wanted}
 
     places = {path: leaf.sharding for path, leaf in model.target.items() if path in wanted}
-    return jax.jit(make, out_shardings=places)(jax.random.key(experiment.seed))
+    # Run once: on CPU, compiling is nearly all that it costs.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    return jax.jit(make, out_shardings=places, compiler_options=options)(jax.random.key(experiment.seed))
 
 
 def _hashes(path: Path) -> dict[str, str]:

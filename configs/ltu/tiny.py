@@ -25,7 +25,7 @@ def get_config() -> Experiment:
     kinds = ("events", "count", "presence")
 
     def rows(n: int, seed: int) -> DataSpec:
-        return DataSpec((Scenes(n, seed, scene=scene, kinds=kinds),), batch_size=8, buckets=(80, 120))
+        return DataSpec((Scenes(n, seed, scene=scene, kinds=kinds),), batch_size=8, buckets=(112,))
 
     def stage(name: str, steps: int, rate: float, trainable: tuple[str, ...], **options) -> Stage:
         optim = OptimConfig(learning_rate=rate, warmup_steps=steps // 10)
