@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import io
 import re
+import warnings
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any, TypeVar
@@ -19,7 +20,7 @@ Options = TypeVar("Options")
 
 # Dotted overrides reach into a union of configs only if tyro takes the default's class and makes no subcommands of it.
 _CONFIG = (tyro.conf.AvoidSubcommands,)
-_FRAME = re.compile("[╭╮╰╯│]|\x1b\\[[0-9;]*m")
+_FRAME = re.compile("[╭╮╰╯│]|\x1b\\[[0-9;]*m")  # borders (where the terminal has them) and colours
 
 
 def parse(kind: type[Options], args: list[str], command: str) -> Options:
@@ -81,7 +82,7 @@ def parse_settings(settings: tuple[str, ...]) -> Mapping[str, str]:
 def _errors_in_one_line(command: str) -> Any:
     stderr = io.StringIO()
     try:
-        with contextlib.redirect_stderr(stderr):
+        with contextlib.redirect_stderr(stderr), warnings.catch_warnings(action="ignore"):
             yield
     except SystemExit as stop:
         if stop.code in (0, None):
@@ -91,16 +92,17 @@ def _errors_in_one_line(command: str) -> Any:
 
 def reduce_box(text: str) -> str:
     """The message in tyro's box of an error as one line: what is wrong, and what it may have meant."""
-    lines = [_FRAME.sub("", line).strip() for line in text[text.rfind("╭") :].splitlines()[1:]]
     sections: list[list[str]] = [[]]
-    for line in lines:
-        if line and not line.strip("─"):
+    for line in text.splitlines()[1:]:  # the first holds the title
+        line = _FRAME.sub("", line).strip()
+        if not line.strip("─-"):
             sections.append([])
-        elif line:
+        else:
             sections[-1].append(line)
+    sections = [section for section in sections if section]
     message = " ".join(sections[0]).partition(". Got errors")[0].rstrip(".")
     message = message[:1].lower() + message[1:]
-    for section in filter(None, sections[1:]):
+    for section in sections[1:]:
         flags = [line for line in section if line.startswith("--")]
         if section[0].startswith("Perhaps you meant") and flags:
             given = message.partition(": ")[2].split(",")[0]

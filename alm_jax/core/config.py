@@ -223,10 +223,8 @@ def _replace(node: Any, changes: dict[Any, Any], at: str) -> Any:
         return tuple(changes.get(i, item) for i, item in enumerate(node))
     try:
         return dataclasses.replace(node, **changes)
-    except ConfigError:
-        raise
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"{at or type(node).__name__}: {error}") from error
+    except (ConfigError, ValueError, TypeError) as error:  # the config's own check
+        raise ConfigError(f"{at}: {error}" if at else str(error)) from error
 
 
 def _as(arm: Any, value: Any, at: str, resolver: Resolver | None) -> Any:

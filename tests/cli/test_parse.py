@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -89,8 +91,10 @@ def test_every_value_of_a_config_is_a_flag():
     ],
 )
 @pytest.mark.parametrize("columns", ["40", "200"])
-def test_errors_are_one_line(args, message, columns, monkeypatch):
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_errors_are_one_line(args, message, columns, encoding, monkeypatch):
     monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding))
     with pytest.raises(UsageError) as caught:
         parse(Options, args, "do")
     assert str(caught.value) == f"{message}; see alm do --help"

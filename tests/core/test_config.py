@@ -295,6 +295,7 @@ def test_a_config_file(tmp_path, monkeypatch):
 def test_shipped_configs_by_name(tmp_path, monkeypatch):
     write(tmp_path / "ltu" / "tiny.py", CONFIG)
     monkeypatch.setattr("alm_jax.core.config.shipped_configs", lambda: tmp_path)
+    monkeypatch.chdir(tmp_path / "ltu")
     for name in ("ltu/tiny", "ltu/tiny.py", "configs/ltu/tiny", "configs/ltu/tiny.py"):
         assert load_config_file(name).get_config().steps == 3
     with pytest.raises(ConfigError, match=r"no config file 'ltu/tny': did you mean 'ltu/tiny'\?"):

@@ -1,0 +1,71 @@
+"""`alm train`: a config's stages in a run folder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from alm_jax.cli.parse import overridden, parse_config, parse_known
+from alm_jax.core.config import load_config_file
+from alm_jax.core.errors import CheckpointError
+
+
+@dataclass
+class Train:
+    """Run the stages of a config in a folder, which then holds all that `alm ask` and `--resume` need.
+
+    examples:
+      alm train ltu/tiny --out runs/tiny
+      alm train ltu/tiny --out runs/tiny --resume
+      alm train ltu/tiny --out runs/short --stages.0.steps 10 --seed 1
+      alm train my_config.py --out runs/a --set model.decoder.lora=none --set stages.align.steps=200
+      alm train runs/tiny --out runs/again --seed 1      the config that another run was made with
+      alm train ltu/tiny --help                 the flags of this config's own values
+    """
+
+    config: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG")]
+    """path of a config file, a shipped one such as ltu/tiny, or a run's folder"""
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """folder of the run"""
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """go on from the run's last checkpoint, if there is one"""
+    set: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="PATH=VALUE")] = ()
+    """change a value of the config; a part may be given by name (--set model.encoder=whisper_base)"""
+
+
+def run(args: list[str]) -> None:
+    """Train, or show the flags of a config for `alm train CONFIG --help`."""
+    if args and not args[0].startswith("-") and {"-h", "--help"} & set(args):
+        parse_config(read_experiment(args[0]), ["--help"], f"train {args[0]}")
+    options, flags = parse_known(Train, args, "train")
+    experiment = overridden(read_experiment(options.config), options.set)
+    experiment = parse_config(experiment, flags, "train")
+
+    from alm_jax.train.curriculum import train
+
+    result = train(experiment, options.out, resume=options.resume)
+    if not result.stopped:
+        print(f'{options.out} is trained; ask it: alm ask {options.out} --audio FILE "QUESTION"')
+
+
+def read_experiment(name: str) -> Any:
+    """The experiment of a config file, of a shipped config, or of a run (its folder or its `config.json`).
+
+    Raises:
+        ConfigError: no such config. CheckpointError: the run's config cannot be read.
+    """
+    folder = Path(name) / "config.json"
+    path = folder if folder.is_file() else Path(name)
+    if path.suffix != ".json":
+        return load_config_file(name).get_config()
+
+    from alm_jax.train.config import experiment_of
+
+    try:
+        return experiment_of(json.loads(path.read_text(encoding="utf-8")), path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read as the config of a run ({error})") from error
