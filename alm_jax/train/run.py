@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from alm_jax.core import tree
 from alm_jax.core.errors import CheckpointError
 from alm_jax.core.mesh import MeshConfig, make_mesh
 from alm_jax.core.precision import Precision, default_precision
@@ -13,7 +14,7 @@ from alm_jax.core.tree import Arrays
 from alm_jax.models.alm import AlmConfig
 from alm_jax.train.checkpoint import RunFolder, Source
 from alm_jax.train.config import Experiment, Stage, experiment_of
-from alm_jax.train.weights import StageModel, restore
+from alm_jax.train.weights import StageModel, random_values, restore
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,14 @@ class Run:
     model: AlmConfig
     arrays: Arrays
     sources: tuple[Source, ...]
+
+
+def untrained(run: Run) -> Run:
+    """The run's model before its first step: what any stage trains is as random as it was then, the rest is the same."""
+    patterns = [pattern for stage in run.experiment.stages for pattern in stage.trainable]
+    paths = [path for path in run.arrays if tree.matches(path, patterns)]
+    model = StageModel(run.model, run.stage, make_mesh(MeshConfig()), Precision("float32", "float32"))
+    return replace(run, arrays=run.arrays | random_values(run.experiment, model, paths))
 
 
 def load_run(

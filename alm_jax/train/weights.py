@@ -129,7 +129,7 @@ def begin(experiment: Experiment, index: int, run: RunFolder, model: StageModel)
             start.carried |= {path: leaf for path, leaf in fresh.items() if path not in model.trained}
         start.origin |= {path: name for path in fresh}
         arrays |= fresh
-    scratch = _random(experiment, model, [path for path in model.target if path not in arrays])
+    scratch = random_values(experiment, model, [path for path in model.target if path not in arrays])
     start.carried |= {path: leaf for path, leaf in scratch.items() if path not in model.trained}
     start.origin |= {path: "random" for path in scratch}
     return _divide(start, arrays | scratch, model)
@@ -234,8 +234,8 @@ def _pretrained(weights: Weights, model: StageModel, lacking: Iterable[str]) -> 
     return {prefix + path: leaf for path, leaf in arrays.items()}, source
 
 
-def _random(experiment: Experiment, model: StageModel, paths: Sequence[str]) -> Arrays:
-    """Fresh values of some parameters, made where they lie; the same in every stage and on any mesh."""
+def random_values(experiment: Experiment, model: StageModel, paths: Sequence[str]) -> Arrays:
+    """Fresh values `{path: array}` of some parameters, made where they lie; the same in every stage and on any mesh."""
     if not paths:
         return {}
     wanted = set(paths)
