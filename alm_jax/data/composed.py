@@ -38,10 +38,8 @@ class Scenes:
         if unknown := sorted(set(self.kinds) - set(QUESTION_KINDS)):
             raise ConfigError(f"Scenes.kinds: {', '.join(unknown)}; expected some of {', '.join(QUESTION_KINDS)}")
 
-    def write(
-        self, cache: str | Path, *, workers: int = 1, progress: Callable[[int, int], None] | None = None
-    ) -> Path:
-        """Write the scenes under `cache`, where equal ones are found again; the path of their `rows.json`.
+    def write(self, cache: str | Path, *, workers: int = 1, progress: Callable[[int, int], None] | None = None) -> Path:
+        """Write the scenes under `cache`, where equal ones are found again; the path of the rows about them.
 
         Raises:
             DataError: the clips cannot be used, or the disk not written.
@@ -52,13 +50,16 @@ class Scenes:
         if self.split != "all":
             clips = split_clips(clips)[self.split == "unseen"]
         made_of = [(clip.label, clip.phrase, clip.path.name, clip.path.stat().st_size) for clip in clips]
-        key = repr((self.n, self.seed, self.scene, self.kinds, made_of))
-        folder = Path(cache) / "scenes" / hashlib.sha256(key.encode()).hexdigest()[:16]
+        # Stages that ask other questions about the same scenes hear the same files.
+        folder = Path(cache) / "scenes" / _digest((self.n, self.seed, self.scene, made_of))
         folder.mkdir(parents=True, exist_ok=True)
-        rows = folder / "rows.json"
+        rows = folder / f"rows-{_digest(self.kinds)}.json"
         with FileLock(folder / ".lock"):  # two runs may want the same scenes at once
             if not rows.is_file():
-                write_scenes(
-                    folder, clips, self.scene, self.n, self.seed, kinds=self.kinds, workers=workers, progress=progress
-                )
+                options = {"kinds": self.kinds, "workers": workers, "progress": progress}
+                write_scenes(folder, clips, self.scene, self.n, self.seed, **options).replace(rows)
         return rows
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(repr(value).encode()).hexdigest()[:16]

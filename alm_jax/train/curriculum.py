@@ -27,7 +27,7 @@ class RunResult:
     """What a run came to.
 
     Attributes:
-        path: its folder. stages: how each stage that was run ended. stopped: whether it was asked to stop before its end.
+        path: its folder. stages: how each stage that ran ended. stopped: whether it was asked to stop before its end.
     """
 
     path: Path

@@ -1,4 +1,4 @@
-"""Frozen encoder features, computed once for all clips of a stage and kept between runs (`data.features` reads them)."""
+"""Frozen encoder features, computed once for all clips of a stage and kept between runs; `data.features` reads them."""
 
 from __future__ import annotations
 
@@ -68,24 +68,31 @@ def compute_features(
         encoder: `{path: array}` of the model's `encoder.*`, where the mesh wants them.
         should_stop: asked between batches; where it says yes the result is None.
     """
-    frontend, shape = model.config.frontend, model.config.aligner.feature_shape
     weights = _fingerprint(model, encoder)
-    taps = model.config.taps or ()
+    frontend, taps = model.config.frontend, model.config.taps or ()
     keys = {
         path: feature_key(digest, frontend=frontend, weights=weights, taps=taps, dtype=DTYPE)
         for path, digest in _digests(sorted(set(clips)), progress).items()
     }
-    name = hashlib.sha256("".join(f"{path}\0{key}\n" for path, key in keys.items()).encode()).hexdigest()[:24]
-    path = cache / "features" / f"{name}.array_record"
+    folder = cache / "features" / weights[:16]
+    path = folder / f"{_name(f'{path} {key}' for path, key in keys.items())}.array_record"
     if not path.is_file():
-        unique = list({key: clip for clip, key in reversed(keys.items())}.items())[::-1]
-        parts = _write_parts(unique, model, encoder, hearing, path.with_suffix(".parts"), progress, should_stop)
+        stores = [FeatureStore.open(store) for store in sorted(folder.glob("*.array_record"))]
+        known = {key for store in stores for key in keys.values() if key in store}
+        unique = {key: clip for clip, key in keys.items() if key not in known}
+        parts = _write_parts(unique, model, encoder, hearing, folder, progress, should_stop)
         if parts is None:
             return None
         if jax.process_index() == 0:
-            _merge(parts, keys, path, shape)
+            _merge([*stores, *map(FeatureStore.open, parts)], keys, path, model.config.aligner.feature_shape)
+            for part in parts:
+                part.unlink()
         _meet("features merged")
     return FeatureStore.open(path)
+
+
+def _name(parts: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
 
 
 def _digests(clips: Sequence[Path], progress: Progress) -> dict[Path, str]:
@@ -99,7 +106,7 @@ def _digests(clips: Sequence[Path], progress: Progress) -> dict[Path, str]:
 
     with ThreadPoolExecutor() as pool:
         found = dict(zip(clips, pool.map(digest, clips)))
-    for path, result in found.items():
+    for result in found.values():
         if isinstance(result, Exception):
             progress.say(f"no features: {result}")
     return {path: result for path, result in found.items() if isinstance(result, str)}
@@ -118,9 +125,12 @@ def _fingerprint(model: StageModel, encoder: Arrays) -> str:
 
 
 def _write_parts(unique, model, encoder, hearing, folder, progress, should_stop) -> list[Path] | None:
-    """Encode clips `(key, path)` part by part; the parts' files, or None if stopped."""
-    pipeline = _clip_batches([clip for _, clip in unique], model, hearing)
-    steps = pipeline.plan.steps_per_epoch
+    """Encode clips `{key: path}` part by part; the parts' files, or None if stopped."""
+    if not unique:
+        return []
+    folder = folder / f"{_name(unique)}.parts"
+    pipeline = _clip_batches(list(unique.values()), model, hearing)
+    unique, steps = list(unique), pipeline.plan.steps_per_epoch
     parts = {start: folder / f"{start // _PART:06d}.array_record" for start in range(0, steps, _PART)}
     encode = _encoder(model)
     progress.start("features", len(unique))
@@ -134,7 +144,7 @@ def _write_parts(unique, model, encoder, hearing, folder, progress, should_stop)
             values, heard = encode(encoder, place((loaded.batch.audio, loaded.batch.loss_weight), model.mesh))
             first = loaded.step * hearing.batch_size
             batch = zip(unique[first : first + hearing.batch_size], np.asarray(values), np.asarray(heard))
-            found |= {key: features for (key, _), features, ok in batch if ok}
+            found |= {key: features for key, features, ok in batch if ok}
             progress.update(min(len(unique), first + hearing.batch_size))
         if jax.process_index() == 0:
             with FeatureWriter(part, model.config.aligner.feature_shape, DTYPE) as writer:
@@ -165,21 +175,16 @@ def _meet(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def _merge(parts: Sequence[Path], keys: dict[Path, str], path: Path, shape: Sequence[int]) -> None:
-    """One store of all parts, which are removed."""
+def _merge(stores: Sequence[FeatureStore], keys: dict[Path, str], path: Path, shape: Sequence[int]) -> None:
+    """One store of the wanted features of all `stores`."""
     with FeatureWriter(path, shape, DTYPE) as writer:
-        for part in parts:
-            store = FeatureStore.open(part)
-            for key in dict.fromkeys(keys.values()):
-                if key in store:
-                    writer.add(key, store[key])
+        for key in dict.fromkeys(keys.values()):
+            store = next((store for store in stores if key in store), None)
+            if store is not None:
+                writer.add(key, store[key])
         for clip, key in keys.items():
             if key in writer:
                 writer.link(clip, key)
-    for part in parts:
-        part.unlink()
-    if parts:
-        parts[0].parent.rmdir()
 
 
 def _clip_batches(clips: Sequence[Path], model: StageModel, hearing: Hearing) -> DataPipeline:
@@ -188,8 +193,9 @@ def _clip_batches(clips: Sequence[Path], model: StageModel, hearing: Hearing) ->
     rows = [AudioRow(instruction="-", output="-", audio_id=str(clip.resolve())) for clip in clips]
     config = model.config
     index, count = data_process(model.mesh, hearing.batch_size)
-    parts = [hearing.template.parts(rows[0])] if rows else []
-    length = row_lengths(parts, hearing.layout, hearing.tokenizer, audio_tokens=config.audio_tokens)
+    length = row_lengths(
+        [hearing.template.parts(rows[0])], hearing.layout, hearing.tokenizer, audio_tokens=config.audio_tokens
+    )
     spec = DataSpec(
         sources=(RowSource("clips"),),
         batch_size=hearing.batch_size,

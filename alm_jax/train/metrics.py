@@ -14,7 +14,7 @@ Row = dict[str, Any]
 
 
 class Tracker(Protocol):
-    """Anything that follows a run. Rows hold `stage`, `step` and numbers; others can be added beside the shipped ones."""
+    """Anything that follows a run, beside the shipped ones too. Rows hold `stage`, `step` and numbers."""
 
     def log(self, row: Row) -> None:
         """Take a row: of training (`loss`, `learning_rate`, `grad_norm`, `tokens_per_s`, `step_time_s`,

@@ -1,0 +1,104 @@
+"""Experiments: what is refused before anything runs, and what a run's config.json gives back."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from alm_jax.core.config import apply_overrides, load_config_file, shipped_configs
+from alm_jax.core.errors import CheckpointError, ConfigError
+from alm_jax.core.mesh import make_mesh
+from alm_jax.data.composed import Scenes
+from alm_jax.train.config import Experiment, Stage, Weights, check_same, experiment_of, run_config
+from alm_jax.train.weights import StageModel
+
+SHIPPED = sorted(path.relative_to(shipped_configs()).as_posix() for path in shipped_configs().rglob("*.py"))
+
+
+def tiny() -> Experiment:
+    return load_config_file("ltu/tiny").get_config()
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_configs_make_models_and_come_back_from_json(name):
+    experiment = load_config_file(name).get_config()
+    stored = json.loads(json.dumps(run_config(experiment)))
+    assert experiment_of(stored, "run") == experiment
+    for stage in experiment.stages:
+        model = StageModel(experiment.stage_model(stage), stage, make_mesh(experiment.mesh), experiment.stage_precision())
+        assert 0 < len(model.trained) < len(model.target)
+
+
+def test_published_sizes():
+    """Trainable parameters that LTU's README and LTU-AS's give (less the norms of LTU that are never used)."""
+    for name, stage, published, dead in (
+        ("ltu/vicuna_7b", 0, 3_149_824, 0),
+        # 11 blocks with norm{1,2}_{a,v} and one with norm{1,2} and norm{1,2}_v: 48 norms of 2 x 768 values.
+        ("ltu/vicuna_7b", 1, 93_065_216, 48 * 2 * 768),
+        ("ltu_as/vicuna_7b", 1, 48_793_600, 0),
+    ):
+        experiment = load_config_file(name).get_config()
+        chosen = experiment.stages[stage]
+        model = StageModel(experiment.stage_model(chosen), chosen, make_mesh(experiment.mesh), experiment.stage_precision())
+        assert sum(model.target[path].size for path in model.trained) == published - dead
+
+
+def test_what_does_not_fit_together_is_refused():
+    experiment = tiny()
+    stage = experiment.stages[0]
+    with pytest.raises(ConfigError, match="give steps or epochs, one of the two"):
+        replace(stage, epochs=1.0)
+    with pytest.raises(ConfigError, match="objective 'clap'; expected next_token"):
+        replace(stage, objective="clap")
+    with pytest.raises(ConfigError, match="each with its own name"):
+        replace(experiment, stages=(stage, stage))
+    with pytest.raises(ConfigError, match="weights name 'previous'"):
+        replace(experiment, weights=(Weights("*", "previous"),))
+    with pytest.raises(ConfigError, match="trainable is empty"):
+        replace(stage, trainable=())
+    with pytest.raises(ConfigError, match="clap; expected some of"):
+        Scenes(3, kinds=("clap",))
+
+
+def model_of(experiment: Experiment, stage: Stage) -> StageModel:
+    return StageModel(experiment.stage_model(stage), stage, make_mesh(experiment.mesh), experiment.stage_precision())
+
+
+def test_patterns_that_fit_nothing_and_cached_training_encoders_are_refused():
+    experiment = tiny()
+    stage = replace(experiment.stages[1], trainable=("enc.*",))
+    with pytest.raises(ConfigError, match=r"patterns \['enc.\*'\] fit no parameter"):
+        _ = model_of(experiment, stage).target
+    stage = replace(experiment.stages[1], features="cached")
+    with pytest.raises(ConfigError, match=r"stage 'all' caches encoder features but trains encoder\.blocks"):
+        _ = model_of(experiment, stage).target
+
+
+def test_steps_come_from_epochs():
+    stage = replace(tiny().stages[0], steps=None, epochs=1.5)
+    assert stage.total_steps(10) == 15
+    assert replace(stage, epochs=0.01).total_steps(10) == 1
+
+
+def test_stage_overrides_change_the_model_of_that_stage_alone():
+    experiment = tiny()
+    first, second = map(experiment.stage_model, experiment.stages)
+    assert first.decoder.lora is None and second.decoder.lora is not None
+
+
+def test_a_resumed_run_has_the_same_experiment():
+    experiment = tiny()
+    free = {"loop.keep": 5, "mesh.fsdp": 2, "stages.read.data.workers": 3}
+    check_same(experiment, apply_overrides(experiment, free))
+    changed = apply_overrides(experiment, {"stages.read.steps": 7, "stages.all.optim.learning_rate": 1.0})
+    with pytest.raises(ConfigError, match=r"stages.0.steps was 60, is 7; stages.1.optim.learning_rate was 0.001, is 1"):
+        check_same(experiment, changed)
+
+
+def test_configs_of_a_later_version_say_what_they_hold():
+    stored = run_config(tiny())
+    stored["experiment"]["@type"] = "Hyperexperiment"
+    with pytest.raises(CheckpointError, match="unknown class 'Hyperexperiment'"):
+        experiment_of(stored, "run")
+    with pytest.raises(CheckpointError, match=r"config.json holds no experiment"):
+        experiment_of({}, "run")
