@@ -25,7 +25,8 @@ MAY_IMPORT = {
     "train": {"models", "data", "convert"},
     "infer": {"audio", "models", "data", "convert"},
     "eval": {"infer", "data"},
-    "cli": {"kernels", "layers", "audio", "models", "convert", "data", "train", "infer", "eval"},
+    "api": {"models", "convert", "data", "train", "infer"},
+    "cli": {"kernels", "layers", "audio", "models", "convert", "data", "train", "infer", "eval", "api"},
 }
 TORCH = {"torch", "transformers"}
 MAX_LINES = 500

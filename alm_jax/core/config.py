@@ -281,16 +281,15 @@ def _as_tuple(arm: Any, value: Any, at: str, resolver: Resolver | None) -> Any:
 
 def _split(text: str) -> list[str]:
     """Items of `(a, (b, c))`, `[a, b]` or `a, b`, split at the outer commas; quotes are not needed."""
-    text = text.strip()
-    if text[:1] + text[-1:] in ("()", "[]"):
-        text = text[1:-1]
     items, depth = [""], 0
-    for char in text:
+    for char in text.strip():
         depth += (char in "([{") - (char in ")]}")
         if char == "," and depth == 0:
             items.append("")
         else:
             items[-1] += char
+    if len(items) == 1 and items[0][:1] + items[0][-1:] in ("()", "[]"):
+        return _split(f"{items[0][1:-1]},")
     return [item.strip().strip("'\"") for item in items if item.strip()]
 
 
@@ -298,7 +297,7 @@ def _literal(text: str) -> Any:
     """Text for a field of any type: a Python literal, else the text itself."""
     try:
         return _word(text) if text.lower() in _WORDS else ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError):
         return text
 
 

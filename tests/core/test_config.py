@@ -63,6 +63,7 @@ class Run:
     clip: float | None = None
     name: str | None = "a"
     anything: Any = None
+    spans: tuple[tuple[int, int], ...] = ()
     sources: dict[str, Plain] = field(default_factory=lambda: {"x": Plain(1)})
 
 
@@ -107,6 +108,10 @@ def change(path: str, value: Any, config: Any = None) -> Any:
         ("encoder", "plain", Plain(32)),
         ("encoder", "none", None),
         ("encoder.heads", "4", 4),
+        ("anything", "{[]: 1}", "{[]: 1}"),
+        ("spans", "(1, 2), (3, 4)", ((1, 2), (3, 4))),
+        ("spans", "((1, 2), (3, 4))", ((1, 2), (3, 4))),
+        ("spans", "[(1, 2)]", ((1, 2),)),
         ("sources.x.dim", "3", 3),
         ("sources.y", "plain", Plain(32)),
         ("stages.tune.model.decoder.rank", "8", 8),
@@ -220,6 +225,7 @@ def test_flat():
         "clip": None,
         "name": "a",
         "anything": (1, (2, 3)),
+        "spans": (),
         "sources": {},
     }
 
