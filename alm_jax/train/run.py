@@ -38,7 +38,7 @@ class Run:
 
 
 def untrained(run: Run) -> Run:
-    """The run's model before its first step: what any stage trains is as random as it was then, the rest is the same."""
+    """The run's model before its first step: what any stage trains is as random as it was then."""
     patterns = [pattern for stage in run.experiment.stages for pattern in stage.trainable]
     paths = [path for path in run.arrays if tree.matches(path, patterns)]
     model = StageModel(run.model, run.stage, make_mesh(MeshConfig()), Precision("float32", "float32"))

@@ -20,7 +20,7 @@ from alm_jax.train.optim import OptimConfig
 
 SCENES = 400
 NAMING = ("events", "first", "presence")
-KINDS = ("events", "first", "presence", "count", "unanswerable")
+KINDS = ("events", "first", "order", "presence", "count")
 
 
 def get_config() -> Experiment:
@@ -28,7 +28,7 @@ def get_config() -> Experiment:
     decoder = replace(CONFIGS["smollm2_135m"], lora=lora)
 
     def rows(n: int, seed: int, kinds: tuple[str, ...]) -> DataSpec:
-        return DataSpec((Scenes(n, seed, kinds=kinds),), batch_size=8, buckets=(64, 96))
+        return DataSpec((Scenes(n, seed, kinds=kinds),), batch_size=8, buckets=(64,))
 
     def stage(name: str, steps: int, rate: float, kinds: tuple[str, ...], trainable: tuple[str, ...]) -> Stage:
         return Stage(
