@@ -8,6 +8,8 @@ import pytest
 
 from alm_jax.cli.main import main
 from alm_jax.cli.train import read_experiment
+from alm_jax.core.config import apply_overrides, load_config_file, shipped_configs
+from alm_jax.train.config import run_config
 from alm_jax.train.metrics import read_metrics
 
 
@@ -109,7 +111,15 @@ def test_help_of_a_config_lists_its_values_as_flags(config, capsys):
         assert flag in out
 
 
-@pytest.mark.parametrize("name", ["ltu/tiny"])
-def test_shipped_configs_take_typed_flags(calls, name, tmp_path):
-    assert main(["train", name, "--out", str(tmp_path), "--stages.0.steps", "5"]) == 0
-    assert calls[0][0].stages[0].steps == 5
+ROOT = shipped_configs()
+SHIPPED = sorted(path.relative_to(ROOT).with_suffix("").as_posix() for path in ROOT.rglob("*.py"))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_configs_take_typed_flags_and_are_kept_as_json(calls, name, tmp_path):
+    assert main(["train", name, "--out", str(tmp_path), "--stages.0.steps", "5", "--stages.0.epochs", "None"]) == 0
+    ((experiment, _, _),) = calls
+    plain = load_config_file(name).get_config()
+    assert experiment == apply_overrides(plain, {"stages.0.steps": 5, "stages.0.epochs": None})
+    (tmp_path / "config.json").write_text(json.dumps(run_config(experiment)))
+    assert read_experiment(str(tmp_path)) == experiment
