@@ -38,7 +38,8 @@ def test_a_resume_drops_what_came_after_its_checkpoint(tmp_path, resume, kept):
     path = tmp_path / "metrics.jsonl"
     before = [row("align", 1), row("align", 2), {"stage": "align", "step": 2, "validation_loss": 3.0}]
     before += [row("align", 3), row("all", 1), row("all", 2)]
-    path.write_text("".join(json.dumps(each) + "\n" for each in before) + '{"stage": "all", "st')  # killed while writing
+    half = '{"stage": "all", "st'  # killed while writing
+    path.write_text("".join(json.dumps(each) + "\n" for each in before) + half)
     file = MetricsFile(path, STAGES, resume)
     file.log(row("all", 9))
     file.close()

@@ -11,9 +11,9 @@ import pytest
 from alm_jax.core import tree
 from alm_jax.core.errors import ConfigError
 from alm_jax.core.precision import FLOAT32
+from alm_jax.train.batches import distinct_parts
 from alm_jax.train.optim import OptimConfig, make_optimizer
 from alm_jax.train.state import create_state
-from alm_jax.train.batches import distinct_parts
 from alm_jax.train.step import make_eval_step, make_step
 from tests.train.toy import TRAINABLE, Toy, toy_batch
 

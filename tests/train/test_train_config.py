@@ -19,13 +19,17 @@ def tiny() -> Experiment:
     return load_config_file("ltu/tiny").get_config()
 
 
+def model_of(experiment: Experiment, stage: Stage) -> StageModel:
+    return StageModel(experiment.stage_model(stage), stage, make_mesh(experiment.mesh), experiment.stage_precision())
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_configs_make_models_and_come_back_from_json(name):
     experiment = load_config_file(name).get_config()
     stored = json.loads(json.dumps(run_config(experiment)))
     assert experiment_of(stored, "run") == experiment
     for stage in experiment.stages:
-        model = StageModel(experiment.stage_model(stage), stage, make_mesh(experiment.mesh), experiment.stage_precision())
+        model = model_of(experiment, stage)
         assert 0 < len(model.trained) < len(model.target)
 
 
@@ -38,8 +42,7 @@ def test_published_sizes():
         ("ltu_as/vicuna_7b", 1, 48_793_600, 0),
     ):
         experiment = load_config_file(name).get_config()
-        chosen = experiment.stages[stage]
-        model = StageModel(experiment.stage_model(chosen), chosen, make_mesh(experiment.mesh), experiment.stage_precision())
+        model = model_of(experiment, experiment.stages[stage])
         assert sum(model.target[path].size for path in model.trained) == published - dead
 
 
@@ -58,10 +61,6 @@ def test_what_does_not_fit_together_is_refused():
         replace(stage, trainable=())
     with pytest.raises(ConfigError, match="clap; expected some of"):
         Scenes(3, kinds=("clap",))
-
-
-def model_of(experiment: Experiment, stage: Stage) -> StageModel:
-    return StageModel(experiment.stage_model(stage), stage, make_mesh(experiment.mesh), experiment.stage_precision())
 
 
 def test_patterns_that_fit_nothing_and_cached_training_encoders_are_refused():
