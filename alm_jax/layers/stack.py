@@ -33,7 +33,7 @@ def run(body: Callable[..., tuple[Any, Any]], blocks: Any, carry: Any, xs: Any =
     Returns:
         (carry, stacked ys).
     """
-    step = lambda carry, layer: body(layer[0], carry, layer[1])  # noqa: E731
+    step = lambda carry, layer: body(layer[0], carry, layer[1])
     if remat != "none":
         step = jax.checkpoint(step, policy=_POLICIES[remat], prevent_cse=False)
     return jax.lax.scan(step, carry, (blocks, xs))
