@@ -46,9 +46,9 @@ def run(args: list[str]) -> None:
     """Print what is in the path that `args` name."""
     options = parse(Inspect, args, "inspect")
 
-    from alm_jax.cli.checkpoints import is_run
+    from alm_jax.api import is_run
 
-    if is_run(Path(options.path)):
+    if is_run(options.path):
         _inspect_run(Path(options.path), options.stage)
     else:
         _inspect_checkpoint(options.path, options.all)
@@ -112,9 +112,10 @@ class Leaf:
 
 
 def _inspect_checkpoint(name: str, every: bool) -> None:
-    from alm_jax.cli.checkpoints import config_of, open_checkpoint
+    from alm_jax.cli.checkpoints import open_checkpoint
     from alm_jax.convert.layouts import LAYOUTS, detect
     from alm_jax.convert.load import contents
+    from alm_jax.convert.sizes import config_of
 
     file = open_checkpoint(name)
     fates: dict[str, str] = {}

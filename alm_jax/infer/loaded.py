@@ -88,7 +88,7 @@ class LoadedModel:
         question: str | Sequence[str],
         audio: Clip | Sequence[Clip] = None,
         *,
-        input: str = "",
+        input: str | Sequence[str] = "",
         max_new_tokens: int = 128,
         sampling: Sampling | None = None,
         seed: int = 0,
@@ -98,7 +98,7 @@ class LoadedModel:
 
         Args:
             question: one, or a list. audio: a clip or None; with a list of questions one clip for all, or a list.
-            input: further text for templates that take it (LTU-AS: a transcript).
+            input: further text that the question is about (LTU-AS: a transcript); one for all questions, or one each.
             max_new_tokens: longest answer. sampling: None takes the system's own. seed: of the draw, if any.
             on_text: called with each new piece of the answer to a single question.
 
@@ -135,14 +135,20 @@ class LoadedModel:
         questions: Sequence[str],
         features: Sequence[Any],
         *,
-        input: str = "",
+        input: str | Sequence[str] = "",
         max_new_tokens: int = 128,
         sampling: Sampling | None = None,
         seed: int = 0,
         on_text: Callable[[str], None] | None = None,
     ) -> list[str]:
         """As `generate`, from features [K, T, D] that `encode` gave (None: no audio), one a question."""
-        rows = [self._row(text, input, feature is not None) for text, feature in zip(questions, features, strict=True)]
+        inputs = [input] * len(questions) if isinstance(input, str) else input
+        if len(inputs) != len(questions):
+            raise UsageError(f"{len(questions)} questions but {len(inputs)} inputs: give one for all, or one each")
+        rows = [
+            self._row(question, text, feature is not None)
+            for question, text, feature in zip(questions, inputs, features, strict=True)
+        ]
         batch = self._batch(rows, features)
         answers = generate(
             self._reader,

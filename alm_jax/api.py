@@ -1,0 +1,92 @@
+"""The Python API: a model to ask, from a run or a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any, Literal
+
+import jax.numpy as jnp
+
+from alm_jax.core.errors import UsageError
+from alm_jax.core.precision import Precision
+from alm_jax.data.tokenizer import load_tokenizer
+from alm_jax.infer.checkpoint import load_checkpoint
+from alm_jax.infer.loaded import LoadedModel, Spec
+from alm_jax.train.run import Run, load_run
+
+Name = str | PathLike[str]
+
+
+def load(
+    source: Name,
+    *,
+    which: Literal["last", "best"] = "last",
+    base: Name | Sequence[Name] | None = None,
+    tokenizer: Name | None = None,
+    dtype: Any = None,
+) -> LoadedModel:
+    """A model that answers questions about sounds.
+
+    Args:
+        source: a run's folder; or a checkpoint of a whole system: what `alm convert RUN` wrote, or one in the layout
+            that LTU or LTU-AS was published in (file, folder, or name on the hub).
+        which: of a run, the latest checkpoint or the one with the lowest validation loss.
+        base: checkpoints of what a published checkpoint lacks: for `ltu_ori_paper.bin` the Vicuna that it was trained
+            over. LTU-AS listens through `openai/whisper-large`, unless a Whisper is given here.
+        tokenizer: of a checkpoint: file, folder or name; by default what lies beside it or beside the base's LLaMA.
+        dtype: `float32` or `bfloat16`, of weights that did not train in a run (all of a checkpoint) and of activations;
+            by default float32 on CPU, bfloat16 on accelerators, where a checkpoint's own tensors are held as they are.
+
+    Raises:
+        CheckpointError: not found, damaged, or in want of a piece; the message says which argument gives it.
+        UsageError: arguments that `source` has no use for.
+    """
+    if which not in ("last", "best"):
+        raise UsageError(f"which is {which!r}; expected 'last' or 'best'")
+    bases = [] if base is None else [base] if isinstance(base, str | PathLike) else list(base)
+    precision = _precision(dtype)
+    if is_run(source):
+        if bases or tokenizer is not None:
+            raise UsageError(f"{source} is a run, which has its own base and tokenizer: leave those arguments out")
+        return loaded_run(load_run(fspath(source), which, precision=precision), dtype)
+    if which == "best":
+        raise UsageError(f"{source} is no run: only a run has a best checkpoint")
+    given = None if tokenizer is None else fspath(tokenizer)
+    return load_checkpoint(fspath(source), base=[fspath(name) for name in bases], tokenizer=given, precision=precision)
+
+
+def loaded_run(run: Run, dtype: Any = None) -> LoadedModel:
+    """The model of a run that has been read; `dtype` of activations."""
+    return LoadedModel(spec_of(run), run.arrays, load_tokenizer(run.path / "tokenizer"), dtype)
+
+
+def spec_of(run: Run) -> Spec:
+    """A run's system beside its weights; it answers greedily unless asked otherwise."""
+    return Spec(run.model, run.experiment.layout, run.experiment.template)
+
+
+def is_run(path: Name) -> bool:
+    """Whether a path is the folder of a run, one that has trained nothing yet included."""
+    folder = Path(path).expanduser()
+    if (folder / "stages").is_dir():
+        return True
+    try:
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and "experiment" in content
+
+
+def _precision(dtype: Any) -> Precision | None:
+    if dtype is None:
+        return None
+    try:
+        name = jnp.dtype(dtype).name
+    except TypeError:
+        name = None
+    if name not in ("float32", "bfloat16"):
+        raise UsageError(f"dtype is {dtype!r}; expected 'float32' or 'bfloat16'")
+    return Precision(name, name)
