@@ -11,6 +11,7 @@ _PAUSE_DB, _PAUSE_FRAMES = 25.0, 8  # what parts two bursts: frames this far bel
 
 
 def amplitude(db: float) -> float:
+    """Factor on samples that a gain in dB is."""
     return 10 ** (db / 20)
 
 
