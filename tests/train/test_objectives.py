@@ -1,0 +1,69 @@
+"""Objectives against their definitions written out in NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alm_jax.core.sequence import Row, collate
+from alm_jax.models.alm import build
+from alm_jax.models.decoders.llama import LlamaConfig
+from alm_jax.models.encoders.cav_mae import CavMaeConfig
+from alm_jax.models.ltu import ltu
+from alm_jax.train.objectives import heard_words, next_token
+
+
+@pytest.fixture(scope="module")
+def model():
+    decoder = LlamaConfig(vocab_size=30, dim=16, depth=1, heads=2, kv_heads=2, mlp_dim=16)
+    return build(ltu(decoder, CavMaeConfig(frames=64, mels=32, dim=16, heads=2, depth=1)), jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rng = np.random.default_rng(0)
+    audio = np.array([0, 1, -1, -1, -1])
+    tokens = np.where(audio < 0, rng.integers(3, 30, (2, 5)), 0)
+    rows = [Row(t, audio, np.full(5, -1), np.roll(t, -1), np.array([0, 1, 1, 1, 0]), audio < 0, (0,)) for t in tokens]
+    made = collate(rows, 6, slots=1)
+    made.audio = rng.normal(size=(2, 1, 64, 32)).astype(np.float32)
+    return made
+
+
+def _softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def test_next_token_is_the_weighted_negative_log_likelihood(model, batch):
+    probabilities = _softmax(np.asarray(model.logits(model.hidden(batch)), np.float64))
+    said = np.take_along_axis(probabilities, batch.targets[..., None], -1)[..., 0]
+    ours = next_token(model, batch, jnp.asarray(batch.loss_weight), None, jnp.float32)
+    np.testing.assert_allclose(ours, -(np.log(said) * batch.loss_weight).sum(), rtol=1e-5)  # float32 against float64
+
+
+def test_heard_words_is_the_mean_probability_over_audio_tokens(model, batch):
+    table = np.asarray(model.decoder.embed.embedding[...], np.float64)
+    tokens = np.asarray(model.audio_tokens(batch.audio), np.float64)
+    mixture = _softmax(tokens @ table.T).mean(1)  # [B, V]
+    said = np.take_along_axis(mixture, batch.targets, -1)
+    ours = heard_words(model, batch, jnp.asarray(batch.loss_weight), None, jnp.float32)
+    np.testing.assert_allclose(ours, -(np.log(said) * batch.loss_weight).sum(), rtol=1e-5)  # float32 against float64
+
+
+@pytest.mark.parametrize("objective", [next_token, heard_words])
+def test_linear_in_the_weights_so_that_rows_may_come_in_parts(model, batch, objective):
+    weight = jnp.asarray(batch.loss_weight)
+    whole = objective(model, batch, weight, None, jnp.float32)
+    parts = [objective(model, batch[i : i + 1], weight[i : i + 1], None, jnp.float32) for i in range(2)]
+    np.testing.assert_allclose(whole, sum(parts), rtol=1e-5)
+
+
+def test_heard_words_reaches_the_aligner_and_no_language_model(model, batch):
+    from alm_jax.core import tree
+
+    grads = tree.flatten(
+        jax.grad(lambda m: heard_words(m, batch, jnp.asarray(batch.loss_weight), None, jnp.float32))(model)
+    )
+    assert np.abs(grads["aligner.proj.kernel"]).max() > 0
+    assert np.abs(grads["decoder.blocks.attn.q.kernel"]).max() == 0
