@@ -32,7 +32,7 @@ def heard_words(model: Any, batch: Batch, weight: jax.Array, key: jax.Array | No
     """Weighted negative log-likelihood of the targets as words that the aligner's tokens say, in any order; float32.
 
     Each audio token is read as a distribution over the decoder's vocabulary (softmax of its products with the text
-    embeddings), and a target's likelihood is its mean probability over the row's tokens. It draws the aligner's output to
+    embeddings), and a target's likelihood is its mean probability over the row's tokens. It draws the output to
     the embeddings of the words for what is heard before any language model is run, at a tenth of the cost of
     `next_token`: a first stage for aligners that begin at random. Not from a paper.
     """
