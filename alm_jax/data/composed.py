@@ -47,16 +47,18 @@ class Scenes:
         from filelock import FileLock
 
         clips = read_manifest(shipped_sounds() if self.clips == "shipped" else self.clips)
+        # Sounds that are asked for and not there come from all labels, whichever clips the scenes are made of.
+        vocabulary = sorted({clip.phrase for clip in clips})
         if self.split != "all":
             clips = split_clips(clips)[self.split == "unseen"]
         made_of = [(clip.label, clip.phrase, clip.path.name, clip.path.stat().st_size) for clip in clips]
         # Stages that ask other questions about the same scenes hear the same files.
         folder = Path(cache) / "scenes" / _digest((self.n, self.seed, self.scene, made_of))
         folder.mkdir(parents=True, exist_ok=True)
-        rows = folder / f"rows-{_digest(self.kinds)}.json"
+        rows = folder / f"rows-{_digest((self.kinds, vocabulary))}.json"
         with FileLock(folder / ".lock"):  # two runs may want the same scenes at once
             if not rows.is_file():
-                options = {"kinds": self.kinds, "workers": workers, "progress": progress}
+                options = {"kinds": self.kinds, "vocabulary": vocabulary, "workers": workers, "progress": progress}
                 write_scenes(folder, clips, self.scene, self.n, self.seed, **options).replace(rows)
         return rows
 
