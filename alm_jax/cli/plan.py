@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from alm_jax.cli.parse import overridden, parse
-from alm_jax.core.config import load_config_file
+from alm_jax.cli.train import read_experiment
 
 if TYPE_CHECKING:
     from alm_jax.train.plan import StagePlan, Topology
@@ -25,12 +25,13 @@ class Plan:
 
     examples:
       alm plan ltu/vicuna_7b --topology v5e:4x4
-      alm plan ltu/vicuna_7b --topology v5p:2x2x1 --set mesh.fsdp=4 --stage all
-      alm plan my_config.py --topology v6e:4x4 --set model.decoder.remat=full --json
+      alm plan ltu/vicuna_7b --topology v5p:2x2x1 --stage open
+      alm plan ltu/vicuna_7b --topology v6e:4x4 --set mesh.data=4 --set model.decoder.remat=dots
+      alm plan my_config.py --topology v4:2x2x2 --json
     """
 
     config: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG")]
-    """path of a config file, or a shipped one such as ltu/vicuna_7b"""
+    """path of a config file, a shipped one such as ltu/vicuna_7b, or a run's folder"""
     topology: Annotated[str, tyro.conf.arg(metavar="TOPOLOGY")]
     """the slice: v5e:4x4, v5p:2x2x4, ..."""
     stage: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME")] = ()
@@ -44,7 +45,7 @@ class Plan:
 def run(args: list[str]) -> int:
     """Compile, print a table a stage as it is done, and say by the exit code whether all fit."""
     options = parse(Plan, args, "plan")
-    experiment = overridden(load_config_file(options.config).get_config(), options.set)
+    experiment = overridden(read_experiment(options.config), options.set)
 
     import jax
 
@@ -85,8 +86,8 @@ def table(result: StagePlan) -> str:
     else:
         lines["temporaries and the rest"] = result.total - sum(result.arguments.values())
     width = max(map(len, lines))
-    body = [f"  {name:{width}} {_gib(size)}" for name, size in lines.items()]
-    verdict = f"  {'total':{width}} {_gib(result.total)} of {_gib(result.hbm).strip()}: {_verdict(result)}"
+    body = [f"  {name:{width}} {_size(size)}" for name, size in lines.items()]
+    verdict = f"  {'total':{width}} {_size(result.total)} of {_size(result.hbm).strip()}: {_verdict(result)}"
     return "\n".join([title, *body, f"{verdict} (compiled in {result.compile_seconds:.0f} s)"])
 
 
@@ -113,5 +114,5 @@ def _mesh(result: StagePlan) -> str:
     return " x ".join(f"{name} {size}" for name, size in result.mesh.items())
 
 
-def _gib(size: int) -> str:
-    return f"{size / 2**30:8.3f} GiB"
+def _size(size: int) -> str:
+    return f"{size / 2**30:8.2f} GiB" if size >= 2**26 else f"{size / 2**20:8.2f} MiB"

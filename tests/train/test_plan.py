@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from dataclasses import replace
 
 import jax
@@ -50,7 +51,7 @@ def experiment(*stages, model=None, mesh=None):
     ("name", "message"),
     [
         ("v5e", "GENERATION:SHAPE that is known, such as v4:2x2x4, v5e:4x4"),
-        ("v5f:4x4", "did you mean 'v5e'"),
+        ("v5f:4x4", "did you mean 'v5"),
         ("v5e:4x4x4", "slices of v5e have 2 sides, as in v5e:4x4"),
         ("v5p:2x2", "slices of v5p have 3 sides"),
         ("v5e:4y4", "GENERATION:SHAPE"),
@@ -108,11 +109,11 @@ def result(**changes):
 
 
 def test_tables():
-    assert "total                11.00 GiB of 16.00 GiB: fits, headroom 31%" in table(result())
+    assert re.search(r"total +11\.00 GiB of 16\.00 GiB: fits, headroom 31%", table(result()))
     assert "the same step as stage all, fits" in table(result(stage="more", same_as="all"))
     none = dict(temporaries=None, outputs=None, program=None, fits=False)
     text = table(result(total=40 * GIB, **none))
-    assert "temporaries and the rest     34.00 GiB" in text and "does not fit; lower micro_batch" in text
+    assert re.search(r"the rest +34\.00 GiB", text) and "does not fit; lower micro_batch" in text
     weights = result().arguments | {"frozen": 13 * GIB}
     assert "does not fit; divide the weights" in table(result(total=20 * GIB, arguments=weights, **none))
 
@@ -137,39 +138,29 @@ class TestCompiled:
             tpu_topology("v5e:3x3")
 
     def test_what_a_chip_holds(self):
-        """Two stages on four chips; the third is the second again."""
-        again = stage("again", ALL, micro_batch=16)
-        stages = stage(model={"decoder.lora": None}), stage("all", ALL, micro_batch=16), again
-        align, both, same = plan(experiment(*stages), tpu_topology("v5e:2x2"))
+        """A stage on four chips, and the same once more."""
+        stages = stage("first", ALL, micro_batch=16), stage("again", ALL, micro_batch=16)
+        first, again = plan(experiment(*stages), tpu_topology("v5e:2x2"))
 
         vocab, dim, depth, hidden, enc, patches = 512, 128, 2, 256, 64, 8
         decoder = 2 * vocab * dim + depth * (4 * dim**2 + 3 * dim * hidden + 2 * dim) + dim
-        lora = depth * 2 * (dim * 8 + 8 * dim)
-        block = 4 * (enc**2 + enc) + 8 * enc**2 + 5 * enc + 4 * enc
-        encoder = 256 * enc + enc + patches * enc + enc + 2 * block + 2 * enc
-        aligner = enc * dim + dim
-        # float32 trains over bfloat16; lora_b [rank, out] and biases over `mlp` are whole on each chip, the rest by four
-        whole = {"align": 2 * 4 * enc, "lora_b": depth * 2 * 8 * dim}
-        held = (encoder - whole["align"]) / 4 + whole["align"]
-        assert align.arguments["frozen"] == 2 * (decoder / 4 + held)
-        assert align.arguments["trained"] == 4 * aligner / 4
-        trained = 4 * (aligner / 4 + held + (lora - whole["lora_b"]) / 4 + whole["lora_b"])
-        assert both.arguments["frozen"] == 2 * decoder / 4
-        assert both.arguments["trained"] == trained
-        # Adam: two moments of what trains; counts, the step and the key's two words
-        assert 0 < both.arguments["optimizer"] - 2 * trained <= 64
-        # eight int32 and one float32 value a position, a bool, the clip's number, frames
-        assert both.arguments["batch"] == 16 * (64 * (8 * 4 + 1) + 4 + 4 * 64 * 32)
+        divided = 256 * enc + patches * enc + 3 * enc  # patches, positions; their bias and the modality; ...
+        divided += depth * (12 * enc**2 + 2 * enc + 4 * enc) + enc  # kernels, biases and norms of the blocks; last norm
+        divided += enc * dim + dim + depth * 2 * 8 * dim  # aligner; LoRA's A over query and value
+        whole = depth * (7 * enc + 2 * 8 * dim)  # biases over heads and hidden units; LoRA's B
+        assert first.arguments["frozen"] == 2 * decoder / 4
+        # what trains is float32, and so are Adam's two moments; beside them its counts, the step, the key's two words
+        assert first.arguments["trained"] == 4 * (divided / 4 + whole)
+        assert 0 < first.arguments["optimizer"] - 2 * first.arguments["trained"] <= 64
+        # a position has seven int32, a float32 and a bool, a row its clip's number and frames
+        assert first.arguments["batch"] == 16 * (64 * (8 * 4 + 1) + 4 + 4 * 64 * 32)
 
-        for stage_plan in (align, both):
-            assert stage_plan.fits and stage_plan.rows == 64 and stage_plan.length == 64
-            assert stage_plan.total == sum(stage_plan.arguments.values()) + sum(
-                (stage_plan.temporaries, stage_plan.outputs, stage_plan.program)
-            )
-            assert stage_plan.arguments["padding"] >= 0 and stage_plan.temporaries > 0
-            assert stage_plan.outputs < 4096  # the state is donated; metrics are scalars
-            assert stage_plan.headroom > 0.9
-        assert same == replace(both, stage="again", same_as="all", compile_seconds=0.0)
+        assert first.fits and (first.rows, first.length) == (64, 64) and first.headroom > 0.9
+        further = (first.temporaries, first.outputs, first.program)
+        assert first.total == sum(first.arguments.values()) + sum(further)
+        assert first.arguments["padding"] >= 0 and first.temporaries > 0
+        assert first.outputs < 4096  # the state is donated; metrics are scalars
+        assert again == replace(first, stage="again", same_as="first", compile_seconds=0.0)
 
     def test_activations_are_divided_by_rows(self):
         """A chip of sixteen holds the attention scores of its four rows, not of the batch."""
