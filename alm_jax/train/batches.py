@@ -6,10 +6,17 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from alm_jax.core import mesh as meshes
 from alm_jax.core.errors import ConfigError
+
+
+def meet(name: str) -> None:
+    """Wait until all processes are here, so that what one has looked for another may write."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
 
 
 def place(batch: Any, mesh: Mesh) -> Any:

@@ -12,7 +12,7 @@ import jax
 
 from alm_jax.core.errors import UsageError
 from alm_jax.core.mesh import make_mesh
-from alm_jax.train.batches import data_process
+from alm_jax.train.batches import data_process, meet
 from alm_jax.train.checkpoint import RunFolder
 from alm_jax.train.config import Experiment, check_same, experiment_of, run_config
 from alm_jax.train.inputs import prepare_tokenizer
@@ -112,7 +112,9 @@ def _models(experiment: Experiment) -> list[StageModel]:
 
 
 def _open(out: Path, experiment: Experiment, resume: bool) -> RunFolder:
-    if not out.exists() or not any(out.iterdir()):
+    empty = not out.exists() or not any(out.iterdir())
+    meet("run folder looked for")
+    if empty:
         return RunFolder.create(out, run_config(experiment))
     if not resume:
         raise UsageError(f"{out} is not empty: go on with --resume, or give another --out")

@@ -26,7 +26,7 @@ from alm_jax.data.plan import Source as RowSource
 from alm_jax.data.rows import AudioRow, RowSet
 from alm_jax.data.templates import Template
 from alm_jax.data.tokenizer import Tokenizer
-from alm_jax.train.batches import data_process, place
+from alm_jax.train.batches import data_process, meet, place
 from alm_jax.train.metrics import Progress
 from alm_jax.train.weights import StageModel
 
@@ -76,6 +76,7 @@ def compute_features(
     }
     folder = cache / "features" / weights[:16]
     path = folder / f"{_name(f'{path} {key}' for path, key in keys.items())}.array_record"
+    meet("features looked for")
     if not path.is_file():
         stores = [FeatureStore.open(store) for store in sorted(folder.glob("*.array_record"))]
         known = {key for store in stores for key in keys.values() if key in store}
@@ -87,7 +88,7 @@ def compute_features(
             _merge([*stores, *map(FeatureStore.open, parts)], keys, path, model.config.aligner.feature_shape)
             for part in parts:
                 part.unlink()
-        _meet("features merged")
+        meet("features merged")
     return FeatureStore.open(path)
 
 
@@ -150,7 +151,7 @@ def _write_parts(unique, model, encoder, hearing, folder, progress, should_stop)
             with FeatureWriter(part, model.config.aligner.feature_shape, DTYPE) as writer:
                 for key, features in found.items():
                     writer.add(key, features)
-        _meet(f"features {start}")
+        meet(f"features {start}")
     return list(parts.values())
 
 
@@ -167,12 +168,6 @@ def _encoder(model: StageModel) -> Callable[[Arrays, tuple[Any, Any]], tuple[jax
         return jnp.moveaxis(features.values, 0, 1).astype(DTYPE), (loss_weight > 0).any(-1)
 
     return jax.jit(encode, out_shardings=(everywhere, everywhere))
-
-
-def _meet(name: str) -> None:
-    """Wait for all processes."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
 
 
 def _merge(stores: Sequence[FeatureStore], keys: dict[Path, str], path: Path, shape: Sequence[int]) -> None:

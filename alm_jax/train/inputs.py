@@ -10,7 +10,6 @@ from itertools import islice
 from pathlib import Path
 
 import jax
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from alm_jax.convert import hub
@@ -22,7 +21,7 @@ from alm_jax.data.plan import DataSpec, Source
 from alm_jax.data.rows import read_rows
 from alm_jax.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from alm_jax.models.alm import AlmConfig
-from alm_jax.train.batches import data_process
+from alm_jax.train.batches import data_process, meet
 from alm_jax.train.config import Experiment
 from alm_jax.train.metrics import Progress
 
@@ -71,8 +70,7 @@ def prepare_tokenizer(experiment: Experiment, folder: Path, progress: Progress) 
         shutil.rmtree(partial, ignore_errors=True)
         _make_tokenizer(experiment, progress).save(partial)
         partial.replace(folder)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("tokenizer")
+    meet("tokenizer")
     tokenizer = load_tokenizer(folder)
     if tokenizer.vocab_size > experiment.model.decoder.vocab_size:
         raise ConfigError(

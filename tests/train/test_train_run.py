@@ -54,7 +54,7 @@ def done(caches, tmp_path_factory):
 
 
 def test_a_run_folder_holds_everything(done):
-    experiment, out, result, rows = done
+    _, out, result, rows = done
     assert not result.stopped and [(s.name, s.step) for s in result.stages] == [("read", 6), ("all", 6)]
     assert rows == read_metrics(out / "metrics.jsonl")
     steps = [row for row in rows if "loss" in row]
@@ -137,7 +137,7 @@ def test_a_finished_run_is_not_run_again(done, capsys):
 
 
 def test_cached_features_are_those_of_the_encoder_and_kept(done, monkeypatch, tmp_path, caches):
-    experiment, out, _, rows = done
+    _, _, _, rows = done
     live = train(short(1), tmp_path / "live", progress=False)
     cached = [row["loss"] for row in rows if row["stage"] == "read" and "loss" in row]
     plain = [row["loss"] for row in read_metrics(live.path / "metrics.jsonl") if "loss" in row]
