@@ -24,8 +24,7 @@ def next_token(model: Any, batch: Batch, weight: jax.Array, key: jax.Array | Non
     """Weighted negative log-likelihood of the next token, in float32."""
     logits = model.logits(model.hidden(batch, key=key, dtype=dtype))
     nll = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), batch.targets)
-    # A position without weight may hold any logits, pads among them: it must not turn the sum into NaN.
-    return jnp.sum(jnp.where(weight > 0, nll * weight, 0.0))
+    return jnp.sum(nll * weight)
 
 
 def heard_words(model: Any, batch: Batch, weight: jax.Array, key: jax.Array | None, dtype: Any) -> jax.Array:

@@ -20,6 +20,7 @@ from alm_jax.convert import hub
 from alm_jax.convert.formats import open_tensors
 from alm_jax.convert.layouts import LAYOUTS, detect
 from alm_jax.convert.load import fold, load
+from alm_jax.convert.sizes import kind_of
 from alm_jax.core import mesh as meshes
 from alm_jax.core import tree
 from alm_jax.core.errors import CheckpointError, ConfigError
@@ -226,7 +227,13 @@ def _pretrained(weights: Weights, model: StageModel, lacking: Iterable[str]) -> 
     part = weights.path.split(".")[0]
     part = part if part in ("encoder", "aligner", "decoder") else ""
     prefix = f"{part}." if part else ""
-    table = LAYOUTS[layout].table(getattr(model.config, part) if part else model.config)
+    config = getattr(model.config, part) if part else model.config
+    if not isinstance(config, kind_of(layout)):
+        raise CheckpointError(
+            f"{weights.source} has layout {layout}, which fits a {kind_of(layout).__name__}; {weights.path!r} is a "
+            f"{type(config).__name__}"
+        )
+    table = LAYOUTS[layout].table(config)
     target = {path.removeprefix(prefix): model.target[path] for path in mine}
     places = {path: leaf.sharding for path, leaf in target.items()}
     arrays = load(target, [(file, table)], shardings=places, init=[p.removeprefix(prefix) for p in weights.init])

@@ -1,0 +1,153 @@
+"""Pretrained sources of a stage: what is read, recorded, and checked again on a resume."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from alm_jax.convert import llama
+from alm_jax.convert.names import PLAIN
+from alm_jax.convert.save import export, save_safetensors
+from alm_jax.core import tree
+from alm_jax.core.errors import CheckpointError, ConfigError
+from alm_jax.core.mesh import make_mesh
+from alm_jax.core.precision import FLOAT32, MIXED
+from alm_jax.models.alm import build
+from alm_jax.train.checkpoint import RunFolder
+from alm_jax.train.config import Weights
+from alm_jax.train.weights import StageModel, begin, restore
+from tests.train.runs import short
+
+SEED = 5
+
+
+@pytest.fixture
+def decoder(tmp_path):
+    """(folder, arrays) of a decoder in the layout of transformers, with other values than a run would draw."""
+    config = short().stage_model(short().stages[0]).decoder
+    model = build(replace(short().model, decoder=config), jax.random.key(99))
+    arrays = {p.removeprefix("decoder."): a for p, a in tree.flatten(model).items() if p.startswith("decoder.")}
+    save_safetensors(tmp_path / "vicuna", export(arrays, llama.hf(config), PLAIN))
+    return tmp_path / "vicuna", arrays
+
+
+def experiment_with(*sources, trainable=("aligner.*", "*.lora_?")):
+    """One stage that trains the aligner and LoRA over a pretrained decoder."""
+    base = short()
+    stage = replace(base.stages[1], trainable=trainable)
+    return replace(base, stages=(stage,), weights=tuple(sources), seed=SEED)
+
+
+def model_of(experiment, precision=FLOAT32, index=0):
+    stage = experiment.stages[index]
+    return StageModel(experiment.stage_model(stage), stage, make_mesh(experiment.mesh), precision)
+
+
+def begun(experiment, tmp_path, precision=FLOAT32):
+    run = RunFolder.create(tmp_path / "run", {})
+    model = model_of(experiment, precision)
+    start = begin(experiment, 0, run, model)
+    folder = run.stage(0, experiment.stages[0].name)
+    folder.begin(start.carried, start.sources)
+    return model, start, folder
+
+
+def test_every_parameter_has_one_origin(decoder, tmp_path):
+    path, theirs = decoder
+    experiment = experiment_with(Weights("decoder.*", str(path)))
+    model, start, _ = begun(experiment, tmp_path)
+    assert start.params.keys() == model.trained and not start.params.keys() & start.frozen.keys()
+    assert start.params.keys() | start.frozen.keys() == model.target.keys()
+    for name, leaf in theirs.items():
+        np.testing.assert_array_equal(start.frozen[f"decoder.{name}"], leaf)
+        assert start.origin[f"decoder.{name}"] == str(path)
+    assert all(name.startswith("encoder.") for name in start.carried)  # random and frozen; the decoder is not copied
+    assert {start.origin[name] for name in model.trained} == {"random"}
+    (source,) = start.sources
+    assert source.name == str(path) and source.patterns == ("decoder.*",)
+    assert list(source.sha256) == ["model.safetensors"] and len(source.sha256["model.safetensors"]) == 64
+
+
+def test_random_parameters_are_those_of_the_whole_model(tmp_path):
+    experiment = experiment_with()
+    model, start, _ = begun(experiment, tmp_path)
+    whole = tree.flatten(build(model.config, jax.random.key(SEED)))
+    for path, leaf in (start.params | start.frozen).items():
+        # Compiled as a part of the model or alone, a draw differs by rounding.
+        np.testing.assert_allclose(leaf, whole[path], atol=1e-6, err_msg=path)
+
+
+def test_frozen_parameters_are_held_as_the_precision_says_and_carried_as_they_came(decoder, tmp_path):
+    experiment = experiment_with(Weights("decoder.*", str(decoder[0])))
+    _, start, folder = begun(experiment, tmp_path, MIXED)
+    assert {str(leaf.dtype) for leaf in start.frozen.values()} == {"bfloat16"}
+    assert {str(leaf.dtype) for leaf in start.params.values()} == {"float32"}
+    assert {str(leaf.dtype) for leaf in folder.carried().values()} == {"float32"}
+
+
+def test_a_resume_reads_the_same_frozen_parameters(decoder, tmp_path):
+    experiment = experiment_with(Weights("decoder.*", str(decoder[0])))
+    model, start, folder = begun(experiment, tmp_path)
+    again = restore(experiment, 0, folder, model)
+    assert again.params == {} and again.frozen.keys() == start.frozen.keys()
+    for path, leaf in start.frozen.items():
+        np.testing.assert_array_equal(again.frozen[path], leaf, err_msg=path)
+
+
+def test_a_source_that_changed_or_went_away_stops_a_resume(decoder, tmp_path):
+    path, theirs = decoder
+    experiment = experiment_with(Weights("decoder.*", str(path)))
+    model, _, folder = begun(experiment, tmp_path)
+    (path / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="no weights found"):
+        restore(experiment, 0, folder, model)
+    config = model.config.decoder
+    other = {name: np.asarray(leaf) + 1 for name, leaf in theirs.items()}
+    save_safetensors(path, export(other, llama.hf(config), PLAIN))
+    with pytest.raises(CheckpointError, match=r"vicuna has changed since the run began .*sources\.json"):
+        restore(experiment, 0, folder, model)
+
+
+def test_the_first_source_that_has_a_parameter_gives_it(decoder, tmp_path):
+    """Trained before, the decoder comes from the stage before and the checkpoint is not even opened."""
+    base = short()
+    missing = str(tmp_path / "gone")
+    first = replace(base.stages[0], trainable=("decoder.*",), init_from=())
+    experiment = replace(base, stages=(first, base.stages[1]), weights=(Weights("decoder.*", missing),))
+    run = RunFolder.create(tmp_path / "run", {})
+    from alm_jax.train.checkpoint import Checkpoints
+    from alm_jax.train.optim import make_optimizer
+    from alm_jax.train.state import create_state
+
+    trained = {
+        path: jax.numpy.full(leaf.shape, 0.5) for path, leaf in model_of(experiment).target.items()
+        if path in model_of(experiment).trained
+    }  # fmt: skip
+    run.stage(0, first.name).begin({}, [])
+    with Checkpoints(run.stage(0, first.name)) as checkpoints:
+        checkpoints.save(create_state(trained, make_optimizer(first.optim, 6), jax.random.key(0)), 6)
+    start = begin(experiment, 1, run, model_of(experiment, index=1))
+    assert start.sources == []
+    for path in trained:
+        assert start.origin[path] == f"stage {first.name}"
+        np.testing.assert_array_equal(start.frozen[path], 0.5)
+        assert path in start.carried
+
+
+def test_sources_that_do_not_fit(decoder, tmp_path):
+    path, theirs = decoder
+    run = RunFolder.create(tmp_path / "run", {})
+
+    def refuse(*sources, error=CheckpointError, match):
+        experiment = experiment_with(*sources)
+        with pytest.raises(error, match=match):
+            begin(experiment, 0, run, model_of(experiment))
+
+    refuse(Weights("decode.*", str(path)), error=ConfigError, match=r"weights 'decode.\*' .* fit no parameter")
+    refuse(Weights("decoder.*", str(tmp_path / "nowhere")), match="model '.*nowhere' not found: no such file or folder")
+    refuse(Weights("encoder.*", str(path)), match=r"has layout llama_hf, which fits a LlamaConfig; 'encoder.\*' is")
+    config = model_of(experiment_with()).config.decoder
+    part = {name: leaf for name, leaf in theirs.items() if name != "norm.scale"}
+    save_safetensors(tmp_path / "part", export(part, llama.hf(config), PLAIN))
+    refuse(Weights("decoder.*", str(tmp_path / "part")), match=r"parameters that no key fills: norm\.scale")
