@@ -97,17 +97,14 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
 
 
 def _scale_by_path(factors: dict[str, float]) -> optax.GradientTransformation:
-    def init(params):
-        idle = [pattern for pattern in factors if not any(fnmatchcase(path, pattern) for path in params)]
-        if idle:
-            raise ConfigError(f"optim.lr_scale patterns {idle} fit no trained parameter; trained are {_some(params)}")
-        return optax.EmptyState()
-
-    def update(updates, state, params=None):
+    def update(updates, params=None):
         del params
-        return {path: leaf * _factor(path, factors) for path, leaf in updates.items()}, state
+        idle = [pattern for pattern in factors if not any(fnmatchcase(path, pattern) for path in updates)]
+        if idle:
+            raise ConfigError(f"optim.lr_scale patterns {idle} fit no trained parameter; trained are {_some(updates)}")
+        return {path: leaf * _factor(path, factors) for path, leaf in updates.items()}
 
-    return optax.GradientTransformation(init, update)
+    return optax.stateless(update)
 
 
 def _factor(path: str, factors: dict[str, float]) -> float:

@@ -75,4 +75,19 @@ def test_bad_configs():
         make_optimizer(OptimConfig(schedule="step"), 10)
     optimizer = make_optimizer(OptimConfig(lr_scale={"encoder.*": 0.1}), 10).transform
     with pytest.raises(ConfigError, match=r"lr_scale patterns \['encoder.\*'\] fit no trained parameter"):
-        optimizer.init({"decoder.head": jnp.zeros(2)})
+        params = {"decoder.head": jnp.zeros(2)}
+        optimizer.update(params, optimizer.init(params), params)
+
+
+def test_rates_by_path_have_a_state_that_can_be_placed():
+    import jax
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    from alm_jax.core.mesh import MeshConfig, make_mesh
+    from alm_jax.train.state import abstract_state
+
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    params = {"aligner.w": jnp.zeros(2), "decoder.w": jnp.zeros(3)}
+    places = {path: NamedSharding(mesh, PartitionSpec()) for path in params}
+    state = abstract_state(params, make_optimizer(OptimConfig(lr_scale={"aligner.*": 0.1}), 10), places, mesh)
+    assert {leaf.shape for leaf in jax.tree.leaves(state.opt_state)} == {(), (2,), (3,)}
