@@ -54,7 +54,7 @@ class Size:
     kinds: tuple[str, ...]
 
 
-_FULL = Size(per_kind=32, scenes=32, kinds=("events", "first", "order", "presence", "count"))
+_FULL = Size(per_kind=20, scenes=24, kinds=("events", "first", "order", "presence", "count"))
 _TINY = Size(per_kind=8, scenes=8, kinds=("events", "count", "presence"))
 
 

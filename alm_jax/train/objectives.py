@@ -11,6 +11,7 @@ import optax
 from alm_jax.core.sequence import Batch
 
 LossGroup = int | Literal["batch"]
+_SURE = 30.0  # score of a word whose embedding an audio token equals; log(vocabulary) is about 11
 
 
 class Objective(Protocol):
@@ -31,12 +32,16 @@ def heard_words(model: Any, batch: Batch, weight: jax.Array, key: jax.Array | No
     """Weighted negative log-likelihood of the targets as words that the aligner's tokens say, in any order; float32.
 
     Each audio token is read as a distribution over the decoder's vocabulary (softmax of its products with the text
-    embeddings), and a target's likelihood is its mean probability over the row's tokens. It draws the output to
-    the embeddings of the words for what is heard before any language model is run, at a tenth of the cost of
+    embeddings), and a target's likelihood is its mean probability over the row's tokens. It draws the aligner's output
+    to the embeddings of the words for what is heard before any language model is run, at a tenth of the cost of
     `next_token`: a first stage for aligners that begin at random. Not from a paper.
     """
     del key  # aligners have no dropout
-    words = jax.nn.log_softmax(model.decoder.embed.attend(model.audio_tokens(batch.audio.astype(dtype))))
+    embed = model.decoder.embed
+    square = jnp.mean(jnp.sum(jnp.square(embed.embedding[...].astype(jnp.float32)), axis=-1))
+    # A token as long as a text embedding can be sure of its word, so that the decoder gets what it is used to reading.
+    scores = embed.attend(model.audio_tokens(batch.audio.astype(dtype))) * (_SURE / jax.lax.stop_gradient(square))
+    words = jax.nn.log_softmax(scores)
     targets = jnp.broadcast_to(batch.targets[:, None, :], (*words.shape[:2], batch.targets.shape[1]))
     said = jnp.take_along_axis(words, targets, axis=-1)  # [B, audio tokens, L]
     likelihood = jax.nn.logsumexp(said, axis=1) - jnp.log(said.shape[1])

@@ -12,13 +12,14 @@ from dataclasses import replace
 
 from alm_jax.data.composed import Scenes
 from alm_jax.data.plan import DataSpec
+from alm_jax.data.templates import CHATML
 from alm_jax.layers.dense import Lora
 from alm_jax.models.ltu_as import LAYOUT, ltu_as
 from alm_jax.models.registry import CONFIGS
 from alm_jax.train.config import Experiment, LoopConfig, Stage, Validation, Weights
 from alm_jax.train.optim import OptimConfig
 
-SCENES = 400
+SCENES = 300
 KINDS = ("events", "first", "order", "presence", "count")
 
 
@@ -26,30 +27,33 @@ def get_config() -> Experiment:
     lora = Lora(rank=8, alpha=16.0, dropout=0.0)
     decoder = replace(CONFIGS["smollm2_135m"], lora=lora)
 
-    def stage(
-        name: str, steps: int, rate: float, batch: int, kinds: tuple[str, ...], trainable: tuple[str, ...], **options
-    ) -> Stage:
+    def stage(name: str, steps: int, batch: int, kinds: tuple[str, ...], optim: OptimConfig, **options) -> Stage:
         def rows(n: int, seed: int) -> DataSpec:
             return DataSpec((Scenes(n, seed, kinds=kinds),), batch_size=batch, buckets=(64,))
 
-        optim = OptimConfig(learning_rate=rate, schedule="cosine", warmup_steps=10)
         held_out = Validation(rows(8, 1), every=50)
+        trainable = options.pop("trainable", ("aligner.*",))
         return Stage(
             name, rows(SCENES, 0), trainable, optim, steps=steps, validation=held_out, features="cached", **options
         )
+
+    fast = OptimConfig(learning_rate=1e-3, schedule="cosine", warmup_steps=10)
+    # LoRA begins at zero and has far to go in few steps; the aligner has learnt already.
+    mixed = OptimConfig(learning_rate=2e-3, schedule="cosine", warmup_steps=5, lr_scale={"aligner.*": 0.2})
 
     return Experiment(
         name="ltu_as_smollm2_whisper_base",
         model=ltu_as(decoder, CONFIGS["whisper_base"]),
         layout=replace(LAYOUT, loss_on="answer"),
+        template=CHATML,
         tokenizer="HuggingFaceTB/SmolLM2-135M-Instruct",
         weights=(
             Weights("encoder.*", "openai/whisper-base"),
             Weights("decoder.*", "HuggingFaceTB/SmolLM2-135M-Instruct"),
         ),
         stages=(
-            stage("hear", 200, 1e-3, 16, ("events",), ("aligner.*",), objective="heard_words"),
-            stage("answer", 100, 5e-4, 8, KINDS, ("aligner.*", "*.lora_?")),
+            stage("hear", 120, 16, ("events",), fast, objective="heard_words"),
+            stage("answer", 110, 8, KINDS, mixed, trainable=("aligner.*", "*.lora_?")),
         ),
         loop=LoopConfig(checkpoint_every=50),
     )
