@@ -86,43 +86,51 @@ def run_stage(session: Session, index: int) -> StageResult:
         training, validation = (p and replace(p, audio=store) for p in (training, validation))
         start.frozen = {path: leaf for path, leaf in start.frozen.items() if path in model.target}
 
+    result = _train(session, index, model, start, folder, total, training, validation)
+    if result.step == total:
+        folder.finish(total)
+    return result
+
+
+def _train(session, index, model, start, folder, total, training, validation) -> StageResult:
+    """Set the state and the compiled step up, and run the loop."""
+    experiment, stage = session.experiment, model.stage
     optimizer = make_optimizer(stage.optim, total)
     shapes = {path: leaf for path, leaf in model.target.items() if path in model.trained}
     abstract = abstract_state(shapes, optimizer, model.shardings, model.mesh)
-    key = jax.random.fold_in(jax.random.key(experiment.seed), index)
+    step = make_step(
+        model.like,
+        optimizer,
+        model.precision,
+        objective=OBJECTIVES[stage.objective],
+        loss_group=stage.loss_group,
+        micro_batch=stage.micro_batch,
+        mesh=model.mesh,
+        state=abstract,
+    )
     with jax.set_mesh(model.mesh), Checkpoints(folder, experiment.loop.keep) as checkpoints:
-        if checkpoints.latest is not None:
+        done = checkpoints.latest or 0
+        if done:
             state = checkpoints.restore(abstract)
         else:
+            key = jax.random.fold_in(jax.random.key(experiment.seed), index)
             places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
             state = jax.jit(lambda p: create_state(p, optimizer, key), out_shardings=places)(start.params)
+            start.params = {}  # or they would be held beside the state's
+        best = folder.validation_loss()
         trainer = Trainer(
             session=session,
             stage=stage,
             total=total,
             model=model,
             frozen=start.frozen,
-            step=make_step(
-                model.like,
-                optimizer,
-                model.precision,
-                objective=OBJECTIVES[stage.objective],
-                loss_group=stage.loss_group,
-                micro_batch=stage.micro_batch,
-                mesh=model.mesh,
-                state=abstract,
-            ),
+            step=step,
             training=training,
             validation=validation,
             checkpoints=checkpoints,
-            best=_or_infinite(folder.validation_loss()),
+            best=math.inf if best is None else best,
         )
-        del start  # its params would hold memory beside the state's
-        result = trainer.run(state, done=checkpoints.latest or 0)
-        checkpoints.wait()
-    if result.step == total:
-        folder.finish(total)
-    return result
+        return trainer.run(state, done)
 
 
 def _start(session: Session, index: int, folder: StageFolder, model: StageModel, total: int) -> Start:
@@ -187,6 +195,7 @@ class Trainer:
     best: float
     _pending: tuple[int, dict[str, jax.Array], LoadedBatch, float] | None = None
     _clock: float = field(default_factory=time.monotonic)
+    _bad: int = 0
     _loss: float | None = None
     _validation_loss: float | None = None
 
@@ -201,6 +210,7 @@ class Trainer:
                 waited = time.monotonic() - waiting
                 state, metrics = self.step(state, self.frozen, batch)
                 done = loaded.step + 1
+                self._bad += len(loaded.bad)
                 self._log_pending()
                 self._pending = done, metrics, loaded, waited
                 stop = self.session.interrupts.requested(done)
@@ -208,6 +218,8 @@ class Trainer:
                 if stop:
                     break
                 waiting = time.monotonic()
+        if self._bad:
+            self.session.progress.say(f"stage {self.stage.name}: {self._bad} bad rows were left out of the loss")
         return StageResult(self.stage.name, done, self.total, self._loss, self._validation_loss)
 
     def _look_after(self, state: TrainState, done: int, evaluate: Callable | None, stop: bool) -> None:
@@ -287,7 +299,3 @@ class Trainer:
         names = [self.training.rowsets[s].name(row) for s, row, seed in dict.fromkeys(loaded.planned.entries)
                  if (s, row, seed) != NO_ROW]  # fmt: skip
         return ", ".join(names[:limit]) + (f" and {len(names) - limit} more rows" if len(names) > limit else "")
-
-
-def _or_infinite(value: float | None) -> float:
-    return math.inf if value is None else value

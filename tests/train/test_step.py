@@ -144,8 +144,8 @@ from tests.train.toy import TRAINABLE, Toy, toy_batch
 like = tree.abstract(lambda k: Toy(k, vocab=12))
 optimizer = make_optimizer(OptimConfig(learning_rate=0.1, warmup_steps=0, schedule="constant"), 10)
 losses = {}
-for sizes, devices in {(1, 1, 1): 1, (8, 1, 1): 8, (2, 2, 2): 8, (1, 8, 1): 8}.items():
-    for micro in (None, 8):
+for sizes, devices, micros in [((1, 1, 1), 1, [None]), ((8, 1, 1), 8, [8]), ((2, 2, 2), 8, [None, 8])]:
+    for micro in micros:
         mesh = meshes.make_mesh(meshes.MeshConfig(*sizes), jax.devices()[:devices])
         places = meshes.shardings(like, mesh)
         params, frozen = tree.split(tree.flatten(Toy(jax.random.key(0), vocab=12)), TRAINABLE)

@@ -134,6 +134,11 @@ def test_a_finished_run_is_not_run_again(done, capsys):
     assert result.stages == () and not result.stopped
     assert read_metrics(out / "metrics.jsonl") == rows
     assert "stage all: finished before" in capsys.readouterr().err
+    (out / "stages" / "1_all" / "finished.json").unlink()  # killed after the last checkpoint, before it was noted
+    result = train(experiment, out, resume=True, progress=False)
+    assert [(stage.name, stage.step) for stage in result.stages] == [("all", 6)] and not result.stopped
+    assert RunFolder.open(out).stage(1, "all").finished == 6
+    assert read_metrics(out / "metrics.jsonl") == rows
 
 
 def test_cached_features_are_those_of_the_encoder_and_kept(done, monkeypatch, tmp_path, caches):
@@ -213,6 +218,7 @@ def test_bad_rows_are_named_until_there_are_too_many(tmp_path, caches, features)
     train(experiment(0.5), tmp_path / "run", progress=False)
     log = (tmp_path / "run" / "log.txt").read_text()
     assert "rows.json[0]" in log and "missing.wav" in log
+    assert "stage read: 4 bad rows were left out of the loss" in log  # both, in both of the steps of eight rows
     with pytest.raises(DataError, match="more than max_bad_share"):
         train(experiment(0.1), tmp_path / "other", progress=False)
     assert logging.getLogger("alm_jax").handlers == []  # the run's log is let go of
