@@ -27,12 +27,13 @@ def get_config() -> Experiment:
     lora = Lora(rank=8, alpha=16.0, dropout=0.0)
     decoder = replace(CONFIGS["smollm2_135m"], lora=lora)
 
-    def stage(name: str, steps: int, batch: int, kinds: tuple[str, ...], optim: OptimConfig, **options) -> Stage:
+    def stage(
+        name, steps: int, batch: int, kinds: tuple[str, ...], trainable: tuple[str, ...], optim, **options
+    ) -> Stage:
         def rows(n: int, seed: int) -> DataSpec:
             return DataSpec((Scenes(n, seed, kinds=kinds),), batch_size=batch, buckets=(64,))
 
         held_out = Validation(rows(8, 1), every=50)
-        trainable = options.pop("trainable", ("aligner.*",))
         return Stage(
             name, rows(SCENES, 0), trainable, optim, steps=steps, validation=held_out, features="cached", **options
         )
@@ -52,8 +53,8 @@ def get_config() -> Experiment:
             Weights("decoder.*", "HuggingFaceTB/SmolLM2-135M-Instruct"),
         ),
         stages=(
-            stage("hear", 120, 16, ("events",), fast, objective="heard_words"),
-            stage("answer", 110, 8, KINDS, mixed, trainable=("aligner.*", "*.lora_?")),
+            stage("hear", 120, 16, ("events",), ("aligner.*",), fast, objective="heard_words"),
+            stage("answer", 110, 8, KINDS, ("aligner.*", "*.lora_?"), mixed),
         ),
         loop=LoopConfig(checkpoint_every=50),
     )

@@ -14,10 +14,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from tensor_files import assert_same, assert_slices, rand
 
 from alm_jax.convert.formats import main_weights, open_tensors
 from alm_jax.core.errors import CheckpointError
+from tests.convert.tensor_files import assert_same, assert_slices, rand
 
 DATA = Path(__file__).parent / "data"
 

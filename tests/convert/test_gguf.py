@@ -6,11 +6,11 @@ import gguf
 import ml_dtypes
 import numpy as np
 import pytest
-from tensor_files import assert_same, assert_slices, rand
 
 from alm_jax.convert.formats import open_tensors
 from alm_jax.convert.formats.gguf import unpermute_rope
 from alm_jax.core.errors import CheckpointError
+from tests.convert.tensor_files import assert_same, assert_slices, rand
 
 K = gguf.GGMLQuantizationType
 

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from dict_file import DictFile
 
 from alm_jax.convert.layouts import LAYOUTS
 from alm_jax.convert.load import load
@@ -16,6 +15,7 @@ from alm_jax.convert.save import export
 from alm_jax.core import tree
 from alm_jax.models.decoders.llama import Llama, LlamaConfig, Lora
 from alm_jax.models.encoders.whisper import Whisper, WhisperConfig
+from tests.convert.dict_file import DictFile
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")

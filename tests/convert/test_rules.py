@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from dict_file import DictFile, same_bits
 
 from alm_jax.convert import stream
 from alm_jax.convert.load import check, contents, dead, fold, load
@@ -19,6 +18,7 @@ from alm_jax.convert.names import ADAPTER, PUBLISHED, Style, style_of
 from alm_jax.convert.rules import CONV1D, LINEAR, TABLE, VECTOR, Part, Rearrange, Rule, Table, each
 from alm_jax.convert.save import export, save_safetensors
 from alm_jax.core.errors import CheckpointError
+from tests.convert.dict_file import DictFile, same_bits
 
 PATCH = Rearrange("d 1 f t -> (f t) d", f=2, t=3)
 PERMUTED = Rearrange("(h pair half) i -> i (h half pair)", h=2, half=2)

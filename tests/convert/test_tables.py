@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from dict_file import DictFile, ShapeFile, same_bits
 
 from alm_jax.convert.formats import open_tensors
 from alm_jax.convert.layouts import LAYOUTS, detect
@@ -23,6 +22,7 @@ from alm_jax.models.encoders.cav_mae import CavMae, CavMaeConfig
 from alm_jax.models.encoders.whisper import Whisper, WhisperConfig
 from alm_jax.models.ltu import LORA, ltu
 from alm_jax.models.ltu_as import ltu_as
+from tests.convert.dict_file import DictFile, ShapeFile, same_bits
 
 LLAMA = LlamaConfig(vocab_size=50, dim=16, depth=3, heads=4, kv_heads=2, mlp_dim=24)
 WHISPER = WhisperConfig(mels=8, dim=16, heads=2, depth=3, positions=20)
