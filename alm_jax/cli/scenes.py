@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -41,7 +42,7 @@ class Scenes:
     scene: SceneConfig = field(default_factory=SceneConfig)
 
 
-def run(args: list[str]) -> None:
+def run(args: list[str]) -> int:
     """Compose scenes as `args` say, and print where the rows are."""
     options = parse(Scenes, args, "scenes")
 
@@ -52,8 +53,13 @@ def run(args: list[str]) -> None:
     clips = read_manifest(shipped_sounds() if options.clips == "shipped" else options.clips)
     if options.split != "all":
         clips = split_clips(clips)[options.split == "unseen"]
-    with progress("scenes") as update:
-        rows = write_scenes(
-            options.out, clips, options.scene, options.num, options.seed, workers=options.workers, progress=update
-        )
+    try:
+        with progress("scenes") as update:
+            rows = write_scenes(
+                options.out, clips, options.scene, options.num, options.seed, workers=options.workers, progress=update
+            )
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
     print(f"{options.num} scenes from {len(clips)} clips; questions and answers in {rows}")
+    return 0

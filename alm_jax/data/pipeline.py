@@ -9,11 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from multiprocessing import parent_process
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -28,6 +25,7 @@ from alm_jax.data.plan import NO_ROW, DataSpec, Plan, PlannedBatch, measure
 from alm_jax.data.rows import RowSet, read_rows
 from alm_jax.data.templates import Template
 from alm_jax.data.tokenizer import Tokenizer
+from alm_jax.data.workers import start_worker
 
 _log = logging.getLogger(__name__)
 _THREADS = 2  # batches loaded at once without workers; each holds the interpreter lock while it tokenizes
@@ -265,16 +263,9 @@ _EMPTY = _empty_row()
 
 
 def _start_worker(index: int, count: int) -> None:
-    """Set up a worker process: it takes no accelerator, leaves signals to its parent, and ends when that ends."""
+    """Set up a worker process of Grain, which takes no accelerator."""
     del index, count
     import jax
 
     jax.config.update("jax_platforms", "cpu")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-    def follow_parent() -> None:
-        parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=follow_parent, daemon=True).start()
+    start_worker()

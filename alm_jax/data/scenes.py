@@ -22,6 +22,7 @@ from alm_jax.core.files import write_text
 from alm_jax.data.manifest import Clip
 from alm_jax.data.mixing import NOISES, amplitude, bursts, centroid, extent, loop, noise
 from alm_jax.data.questions import QUESTION_KINDS, make_rows
+from alm_jax.data.workers import start_worker
 
 _MASKED_DB = 5.0  # an event is taken to be heard down to this far below the background
 _SILENT_PEAK = 1e-4
@@ -425,7 +426,8 @@ def _compose_all(
         yield from map(task, todo)
         return
     # A fork of a process that runs JAX may hang, so fresh processes are started.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker) as pool:
         yield from pool.map(task, todo, chunksize=8)
 
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -70,3 +74,19 @@ def test_mistakes(tmp_path, capsys, args, code, message):
     assert main(["scenes", *args, "--out", str(tmp_path / "out")]) == code
     err = capsys.readouterr().err
     assert message in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+def test_a_stopped_command_leaves_no_process_and_goes_on(number, code, tmp_path):
+    command = [sys.executable, "-m", "alm_jax", "scenes", "shipped", "--out", str(tmp_path), "--num"]
+    run = subprocess.Popen([*command, "100000", "--workers", "2"], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 180
+    while not list(tmp_path.glob("scenes/*.flac")):
+        assert time.monotonic() < deadline, "no scene is written"
+        time.sleep(0.1)
+    run.send_signal(number)
+    _, err = run.communicate(timeout=180)  # ends when the last process that holds stderr does
+    assert run.returncode == code
+    if number == signal.SIGINT:
+        assert err == "stopped; the same command goes on from here\n"
+    assert main(["scenes", "shipped", "--out", str(tmp_path), "--num", "2"]) == 0
