@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 
-from alm_jax.core.errors import UsageError
+from alm_jax.core.config import did_you_mean
+from alm_jax.core.errors import CheckpointError, UsageError
 from alm_jax.core.precision import Precision
 from alm_jax.data.tokenizer import load_tokenizer
 from alm_jax.infer.checkpoint import load_checkpoint
@@ -52,6 +53,7 @@ def load(
         if bases or tokenizer is not None:
             raise UsageError(f"{source} is a run, which has its own base and tokenizer: leave those arguments out")
         return loaded_run(load_run(fspath(source), which, precision=precision), dtype)
+    _check_path(fspath(source))
     if which == "best":
         raise UsageError(f"{source} is no run: only a run has a best checkpoint")
     given = None if tokenizer is None else fspath(tokenizer)
@@ -78,6 +80,14 @@ def is_run(path: Name) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(content, dict) and "experiment" in content
+
+
+def _check_path(source: str) -> None:
+    """A misspelt path is not looked for on the hub."""
+    path = Path(source).expanduser()
+    if not path.exists() and path.parent.is_dir() and path.parent != Path():
+        guess = did_you_mean(path.name, [entry.name for entry in path.parent.iterdir()])
+        raise CheckpointError(f"{source}: no such run or checkpoint{guess}")
 
 
 def _precision(dtype: Any) -> Precision | None:

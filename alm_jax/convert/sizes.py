@@ -13,9 +13,8 @@ from alm_jax.convert.formats import TensorFile
 from alm_jax.convert.layouts import LAYOUTS
 from alm_jax.convert.peft import MODULES, from_adapter_config
 from alm_jax.core.errors import CheckpointError
-from alm_jax.layers.dense import Lora
 from alm_jax.models.alm import AlmConfig
-from alm_jax.models.decoders.llama import LlamaConfig
+from alm_jax.models.decoders.llama import LlamaConfig, Lora
 from alm_jax.models.encoders.cav_mae import CavMaeConfig
 from alm_jax.models.encoders.whisper import WhisperConfig
 from alm_jax.models.ltu import LORA, ltu

@@ -68,6 +68,11 @@ class LoadedModel:
         """The model's parts."""
         return self.spec.model
 
+    @property
+    def arrays(self) -> tree.Arrays:
+        """`{path: array}` of all parameters."""
+        return tree.flatten(self._model)
+
     def encode(self, audio: Sequence[Clip]) -> jax.Array:
         """Encoder features [N, K, T, D] of N clips; a clip longer than the front end's window is cut.
 

@@ -1,0 +1,187 @@
+"""Answers to a file of rows, appended to another as they are made, so that a stopped run goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from alm_jax.core.errors import AlmError, AudioError, DataError, UsageError
+from alm_jax.core.files import write_text
+from alm_jax.data.rows import AudioRow, RowSet
+from alm_jax.infer.loaded import LoadedModel
+from alm_jax.infer.sampling import Sampling
+
+_CLIPS = 32  # clips whose features are kept: rows about one clip usually stand together
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What is in a file of answers: how many rows, and how many of them have an `error` in place of a `prediction`."""
+
+    rows: int
+    failed: int
+
+
+def answer_file(
+    model: LoadedModel,
+    rows: RowSet,
+    out: str | Path,
+    *,
+    batch_size: int = 8,
+    max_new_tokens: int = 128,
+    sampling: Sampling | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Answered:
+    """Answer every row of a file; line i of `out` is row i with its `prediction`, or with an `error`.
+
+    Lines reach the disk batch by batch. Called again, it goes on after the last whole line; what they were made with
+    stands in `OUT.settings.json`, and must be the same. A row's answer does not depend on the batch that it is in.
+
+    Args:
+        rows: of a file (`data.rows.read_rows`, with `need_output=False` for questions alone). out: JSON lines.
+        progress: called with (rows done, all rows).
+
+    Raises:
+        DataError: damaged answers, or rows that change meanwhile. UsageError: `out` holds something else, or answers of
+            another model, other rows or other settings. AlmError: `out` cannot be written.
+    """
+    out = Path(out)
+    sampling = sampling or model.spec.sampling
+    with Path(rows.stamp[0]).open("rb") as file:
+        rows_hash = hashlib.file_digest(file, "sha256").hexdigest()
+    settings = {
+        "rows": rows_hash,
+        "model": fingerprint(model),
+        "max_new_tokens": max_new_tokens,
+        "sampling": asdict(sampling),
+        "seed": seed,
+    }
+    with _writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _agree(out, settings)
+        done, failed = _recover(out, len(rows))
+    progress(done, len(rows))
+    encode = lru_cache(_CLIPS)(lambda path: model.encode([path])[0])
+    options = {"max_new_tokens": max_new_tokens, "sampling": sampling, "seed": seed}
+    for start in range(done, len(rows), batch_size):
+        chosen = [rows[i] for i in range(start, min(start + batch_size, len(rows)))]
+        features, errors = _hear(chosen, lambda row: encode(rows.clip_path(row.audio_id)))
+        results = errors | _answers(model, chosen, features, batch_size, options)
+        lines = [json.dumps(asdict(row) | results[i], ensure_ascii=False) for i, row in enumerate(chosen)]
+        with _writing(out), out.open("ab") as file:
+            file.write("".join(f"{line}\n" for line in lines).encode())
+            file.flush()
+            os.fsync(file.fileno())
+        failed += len(errors)
+        progress(start + len(chosen), len(rows))
+    return Answered(len(rows), failed)
+
+
+def fingerprint(model: LoadedModel) -> str:
+    """sha256 of what an answer depends on: sizes, conventions, tokenizer, dtype, and a checksum of every parameter."""
+    sums = {path: int(value) for path, value in _checksums(model.arrays).items()}
+    told = [repr(model.spec), model.tokenizer.fingerprint, str(model.dtype), sorted(sums.items())]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+
+@jax.jit
+def _checksums(arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Sum of each array's bits modulo 2**32: exact, so the same in any order of summing."""
+
+    def bits(leaf: jax.Array) -> jax.Array:
+        unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
+        return jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32).sum(dtype=jnp.uint32)
+
+    return {path: bits(leaf) for path, leaf in arrays.items()}
+
+
+def _hear(
+    rows: Sequence[AudioRow], encode: Callable[[AudioRow], jax.Array]
+) -> tuple[dict[int, jax.Array | None], dict[int, dict[str, str]]]:
+    """Features of the rows that can be answered (None: no clip), and `{"error": ...}` of the others, by index."""
+    features: dict[int, jax.Array | None] = {}
+    errors: dict[int, dict[str, str]] = {}
+    for i, row in enumerate(rows):
+        try:
+            features[i] = encode(row) if row.audio_id else None
+        except AudioError as error:
+            errors[i] = {"error": str(error)}
+    return features, errors
+
+
+def _answers(
+    model: LoadedModel,
+    rows: Sequence[AudioRow],
+    features: Mapping[int, jax.Array | None],
+    batch_size: int,
+    options: Mapping[str, Any],
+) -> dict[int, dict[str, str]]:
+    """`{"prediction": ...}` of the rows that have `features`, by index."""
+    heard = list(features)
+    if not heard:
+        return {}
+    full = heard + heard[-1:] * (batch_size - len(heard))  # always a full batch, so that one shape is compiled
+    questions, inputs = [rows[i].instruction for i in full], [rows[i].input for i in full]
+    answers = model.answer(questions, [features[i] for i in full], input=inputs, **options)
+    return {i: {"prediction": answer} for i, answer in zip(heard, answers)}
+
+
+def _agree(out: Path, settings: Mapping[str, Any]) -> None:
+    """Note what answers are made with, or check it against the note of those that are there."""
+    note = out.with_name(f"{out.name}.settings.json")
+    if not out.exists() or not out.stat().st_size:
+        write_text(note, json.dumps(settings, indent=1))
+        return
+    try:
+        before = json.loads(note.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        before = None
+    if not isinstance(before, dict):
+        raise UsageError(f"{out} holds something, and {note.name} does not say what: give another --out")
+    if changed := [name for name in settings if before.get(name) != settings[name]]:
+        raise UsageError(
+            f"{out} holds answers made with another {', another '.join(changed)}: give another --out, or remove it"
+        )
+
+
+def _recover(out: Path, total: int) -> tuple[int, int]:
+    """(answered rows, how many failed) of a file that may end in a torn line, which is cut off."""
+    done, failed, end = 0, 0, 0
+    with out.open("a+b") as file:
+        file.seek(0)
+        for line in file:
+            if not line.endswith(b"\n"):
+                file.truncate(end)
+                break
+            try:
+                told = json.loads(line)
+                whole = isinstance(told, dict) and bool({"prediction", "error"} & told.keys())
+            except ValueError:
+                whole = False
+            if not whole or done == total:
+                problem = "is no answer" if done < total else f"is one more than there are rows ({total})"
+                raise DataError(f"{out}:{done + 1}: {problem}; the file was changed: give another --out, or remove it")
+            done, failed, end = done + 1, failed + ("error" in told), end + len(line)
+    return done, failed
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise AlmError(
+            f"{out}: cannot be written ({error.strerror or error}); what is there is whole: mend that, and the same "
+            "command goes on"
+        ) from error
