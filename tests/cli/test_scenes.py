@@ -80,12 +80,15 @@ def test_mistakes(tmp_path, capsys, args, code, message):
 def test_a_stopped_command_leaves_no_process_and_goes_on(number, code, tmp_path):
     command = [sys.executable, "-m", "alm_jax", "scenes", "shipped", "--out", str(tmp_path), "--num"]
     run = subprocess.Popen([*command, "100000", "--workers", "2"], stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 180
-    while not list(tmp_path.glob("scenes/*.flac")):
-        assert time.monotonic() < deadline, "no scene is written"
-        time.sleep(0.1)
-    run.send_signal(number)
-    _, err = run.communicate(timeout=180)  # ends when the last process that holds stderr does
+    try:
+        deadline = time.monotonic() + 180
+        while not list(tmp_path.glob("scenes/*.flac")):
+            assert time.monotonic() < deadline, "no scene is written"
+            time.sleep(0.1)
+        run.send_signal(number)
+        _, err = run.communicate(timeout=180)  # ends when the last process that holds stderr does
+    finally:
+        run.kill()
     assert run.returncode == code
     if number == signal.SIGINT:
         assert err == "stopped; the same command goes on from here\n"
