@@ -135,7 +135,7 @@ def _sampling(options: Ask, own: Any) -> Any:
 def _load(options: Ask) -> Any:
     from rich.console import Console
 
-    from alm_jax import load
+    from alm_jax.api import load
 
     with Console(stderr=True).status(f"loading {options.model}"):
         return load(options.model, which=options.which, base=options.base, tokenizer=options.tokenizer)
