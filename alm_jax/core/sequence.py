@@ -45,7 +45,7 @@ class Layout:
         eos: whether a row that ends in learnt text ends in EOS.
         max_text_tokens: text tokens a row may hold, BOS counted and audio not; longer text is cut (LTU's cutoff_len).
         loss_on: `all` text is learnt (LTU trains on the instruction too), or the `answer` alone (parts with `loss`).
-        penalize_prompt: whether a repetition penalty sees the prompt's tokens (LTU), or generated ones alone (APT, MATS).
+        penalize_prompt: whether a repetition penalty sees the prompt's tokens (LTU), or new ones alone (APT, MATS).
     """
 
     bos: Literal["first", "after_audio"] = "first"

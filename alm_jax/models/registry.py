@@ -57,5 +57,7 @@ def named_config(name: str) -> Any:
         ConfigError: no such name; the message holds the closest one.
     """
     if name not in CONFIGS:
-        raise ConfigError(f"no config is named {name!r}{did_you_mean(name, CONFIGS) or '.'} Names: {', '.join(CONFIGS)}")
+        raise ConfigError(
+            f"no config is named {name!r}{did_you_mean(name, CONFIGS) or '.'} Names: {', '.join(CONFIGS)}"
+        )
     return CONFIGS[name]
