@@ -123,32 +123,34 @@ def _score(out: Path, size: Size) -> dict[str, Any]:
             )
         results["tables"][name] = [asdict(row) for row in table]
         results["records"][name] = records
-    results |= _five_answers(out, models["trained"], held_out["held-out mixtures"].write(cache_dir()))
+    sample_rows = held_out["held-out mixtures"].write(cache_dir())
+    results |= _five_answers(out, models["trained"], sample_rows, size.kinds)
     return results
 
 
-def _five_answers(out: Path, model: Any, rows_path: Path) -> dict[str, Any]:
+def _five_answers(out: Path, model: Any, rows_path: Path, kinds: tuple[str, ...]) -> dict[str, Any]:
     """Five questions about one held-out file, which is copied into the run so that it can be listened to."""
     import shutil
 
-    from alm_jax.data.rows import read_rows
+    from alm_jax.data.questions import QUESTION_KINDS, make_rows
     from alm_jax.data.scenes import read_scenes
 
-    rows = read_rows(rows_path)
-    scenes = dict(read_scenes(rows_path.parent / "scenes.jsonl"))
-    # The scene with the most sorts of question says most about the model.
-    by_clip: dict[str, dict[str, int]] = {}
-    for i in range(len(rows)):
-        by_clip.setdefault(rows[i].audio_id, {}).setdefault(rows[i].task, i)
-    clip, kinds = max(by_clip.items(), key=lambda item: len(item[1]))
-    chosen = list(dict.fromkeys([*kinds.values(), *(i for i in range(len(rows)) if rows[i].audio_id == clip)]))[:5]
+    ordered = [*kinds, *(kind for kind in QUESTION_KINDS if kind not in kinds)]
+    # The scene about which most can be asked; what was trained on comes first.
+    asked = {
+        name: sorted(make_rows(scene, name, ordered, 0), key=lambda row: ordered.index(row["task"]))
+        for name, scene in read_scenes(rows_path.parent / "scenes.jsonl")
+    }
+    clip = max(asked, key=lambda name: len(asked[name]))
+    scene = dict(read_scenes(rows_path.parent / "scenes.jsonl"))[clip]
     sample = out / "sample.flac"
-    shutil.copyfile(rows.clip_path(clip), sample)
-    answers = model.generate([rows[i].instruction for i in chosen], str(sample), max_new_tokens=48)
-    heard = [f"{event.phrase} at {event.onset:.1f}-{event.offset:.1f} s" for event in scenes[clip].events]
+    shutil.copyfile(rows_path.parent / clip, sample)
+    rows = asked[clip][:5]
+    answers = model.generate([row["instruction"] for row in rows], str(sample), max_new_tokens=48)
+    heard = [f"{event.phrase} at {event.onset:.1f}-{event.offset:.1f} s" for event in scene.events]
     told = [
-        {"question": rows[i].instruction, "answer": answer, "output": rows[i].output}
-        for i, answer in zip(chosen, answers, strict=True)
+        {"question": row["instruction"], "answer": " ".join(answer.split()), "output": row["output"]}
+        for row, answer in zip(rows, answers, strict=True)
     ]
     return {"sample": sample.name, "heard": heard, "answers": told}
 
