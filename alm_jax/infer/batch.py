@@ -139,6 +139,8 @@ def _answers(
 
 def _agree(out: Path, settings: Mapping[str, Any]) -> None:
     """Note what answers are made with, or check it against the note of those that are there."""
+    if out.is_dir():
+        raise UsageError(f"--out {out} is a folder: give a file")
     note = out.with_name(f"{out.name}.settings.json")
     if not out.exists() or not out.stat().st_size:
         write_text(note, json.dumps(settings, indent=1))
@@ -151,7 +153,8 @@ def _agree(out: Path, settings: Mapping[str, Any]) -> None:
         raise UsageError(f"{out} holds something, and {note.name} does not say what: give another --out")
     if changed := [name for name in settings if before.get(name) != settings[name]]:
         raise UsageError(
-            f"{out} holds answers made with another {', another '.join(changed)}: give another --out, or remove it"
+            f"{out} holds answers that were made otherwise (different: {', '.join(changed)}): give another --out, or "
+            "remove it"
         )
 
 
@@ -182,6 +185,5 @@ def _writing(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise AlmError(
-            f"{out}: cannot be written ({error.strerror or error}); what is there is whole: mend that, and the same "
-            "command goes on"
+            f"{out}: cannot be written ({error}); what is there is whole: mend that, and the same command goes on"
         ) from error

@@ -14,8 +14,7 @@ from alm_jax.cli.main import main
 from alm_jax.infer.loaded import LoadedModel
 from alm_jax.infer.sampling import Sampling
 
-SHORT = ["--max-new-tokens", "6"]
-DRAWN = [*SHORT, "--temperature", "1", "--seed", "4"]
+DRAWN = ["--max-new-tokens", "6", "--temperature", "1", "--seed", "4"]
 DRAW = {"max_new_tokens": 6, "sampling": Sampling(temperature=1.0), "seed": 4}
 QUESTION = "What is heard?"
 
@@ -38,7 +37,7 @@ def model(trained):
 @pytest.fixture
 def loaded(model, monkeypatch):
     """Commands take the model that is there, and do not read the run again."""
-    monkeypatch.setattr("alm_jax.load", lambda *args, **kwargs: model)
+    monkeypatch.setattr("alm_jax.api.load", lambda *args, **kwargs: model)
 
 
 def ask(*args) -> int:
@@ -57,18 +56,23 @@ def test_the_answer_alone_is_on_stdout(trained, model, clips, capsys):
     assert (out, err) == (model.generate(QUESTION, clips / "a.wav", **DRAW) + "\n", "")
 
 
-def test_options_reach_the_answer(loaded, trained, model, clips, capsys):
-    assert ask(trained, QUESTION, *SHORT) == 0
-    greedy = capsys.readouterr().out
-    assert greedy == model.generate(QUESTION, max_new_tokens=6) + "\n"
-    seen = set()
-    for options in (["--seed", "4"], ["--seed", "5"], ["--input", "Hello."], ["--repetition-penalty", "9"]):
-        assert ask(trained, QUESTION, *SHORT, "--temperature", "1", *options) == 0
-        seen.add(capsys.readouterr().out)
-    assert len(seen) == 4
-    for narrow in (["--top-k", "1"], ["--top-p", "1e-6"]):
-        assert ask(trained, QUESTION, *SHORT, "--temperature", "1", *narrow) == 0
-        assert capsys.readouterr().out == greedy  # the best token alone is left
+def test_options_reach_the_answer(loaded, trained, model, monkeypatch, capsys):
+    seen = []
+
+    def answer(self, questions, features, **settings):
+        seen.append(settings)
+        return ["Yes."]
+
+    monkeypatch.setattr(LoadedModel, "answer", answer)
+    own = {"max_new_tokens": 128, "sampling": Sampling(), "seed": 0, "input": "", "on_text": None}
+    draw = ["--temperature", "0.5", "--top-k", "7", "--top-p", "0.25"]
+    assert ask(trained, QUESTION) == 0
+    assert ask(trained, QUESTION, *draw, "--seed", "5", "--input", "Hello.", "--max-new-tokens", "3") == 0
+    assert ask(trained, QUESTION, "--repetition-penalty", "1.5") == 0
+    assert capsys.readouterr() == ("Yes.\n" * 3, "")
+    assert seen[0] == own
+    assert seen[1] == own | {"max_new_tokens": 3, "sampling": Sampling(0.5, 7, 0.25), "seed": 5, "input": "Hello."}
+    assert seen[2] == own | {"sampling": Sampling(repetition_penalty=1.5)}
 
 
 def test_the_best_checkpoint(trained, capsys):
@@ -260,21 +264,22 @@ def test_other_answers_are_not_continued(loaded, trained, model, rows, tmp_path,
         err = capsys.readouterr().err
         assert message in err and err.count("\n") == 1
 
-    refused("another seed: give another --out, or remove it", "--seed", "5")
-    refused("another max_new_tokens, another sampling", "--max-new-tokens", "7", "--top-k", "3")
+    refused("(different: seed): give another --out, or remove it", "--seed", "5")
+    refused("(different: max_new_tokens, sampling)", "--max-new-tokens", "7", "--top-k", "3")
     other = {path: leaf * (2 if path == "decoder.norm.scale" else 1) for path, leaf in model.arrays.items()}
     changed = LoadedModel(model.spec, other, model.tokenizer)
     with monkeypatch.context() as patch:
-        patch.setattr("alm_jax.load", lambda *args, **kwargs: changed)
-        refused("answers made with another model:")
+        patch.setattr("alm_jax.api.load", lambda *args, **kwargs: changed)
+        refused("(different: model)")
     rows.write_text(rows.read_text().replace("Why?", "When?"))
-    refused("answers made with another rows:")
+    refused("(different: rows)")
     assert out.read_bytes() == before
 
     (tmp_path / "other.txt").write_text("mine")
     refused("holds something, and other.txt.settings.json does not say what", out=tmp_path / "other.txt")
     assert (tmp_path / "other.txt").read_text() == "mine"
-    refused("cannot be written", code=1, out=tmp_path)
+    refused("is a folder: give a file", out=tmp_path)
+    refused("cannot be written ([Errno 17] File exists: ", code=1, out=rows / "answers.jsonl")
     rows.write_text(rows.read_text().replace("When?", "Why?"))
     out.write_bytes(before.replace(b'"prediction"', b'"reply"', 1))
     refused("answers.jsonl:1: is no answer", code=1)
@@ -283,7 +288,7 @@ def test_other_answers_are_not_continued(loaded, trained, model, rows, tmp_path,
 
 
 def test_bad_rows_are_named_before_a_model_is_loaded(trained, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("alm_jax.load", lambda *args, **kwargs: pytest.fail("loaded"))
+    monkeypatch.setattr("alm_jax.api.load", lambda *args, **kwargs: pytest.fail("loaded"))
     (tmp_path / "rows.jsonl").write_text('{"instruction": "Why?", "audio_id": ""}\n{"instruction": " "}\n')
     assert batch(trained, tmp_path / "rows.jsonl", tmp_path / "out.jsonl") == 1
     assert "rows.jsonl:2: audio_id is missing" in capsys.readouterr().err
@@ -312,7 +317,7 @@ def test_bad_rows_are_named_before_a_model_is_loaded(trained, tmp_path, monkeypa
     ],
 )
 def test_mistakes_are_found_before_a_model_is_loaded(trained, monkeypatch, capsys, args, code, message):
-    monkeypatch.setattr("alm_jax.load", lambda *args, **kwargs: pytest.fail("loaded"))
+    monkeypatch.setattr("alm_jax.api.load", lambda *args, **kwargs: pytest.fail("loaded"))
     assert ask(trained, *args) == code
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("alm: error: ") and err.count("\n") == 1
