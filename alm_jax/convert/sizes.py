@@ -111,7 +111,7 @@ def _llama(file: TensorFile) -> LlamaConfig:
         mlp_dim=gate[0] if gate else default.mlp_dim,
         rope_theta=_number(file, rope | told, "rope_theta", float, default.rope_theta),
         norm_eps=_number(file, told, "rms_norm_eps", float, default.norm_eps),
-        tie_embeddings=not any(re.search(r"(lm_head|^output)\.weight$", key) for key in keys),
+        tie_embeddings=embed is not None and not any(re.search(r"(lm_head|^output)\.weight$", key) for key in keys),
         lora=_lora(file, keys),
     )
 
@@ -148,7 +148,8 @@ def _cav_mae(file: TensorFile) -> CavMaeConfig:
 def _whisper(file: TensorFile) -> WhisperConfig:
     keys, default = list(file.keys()), WhisperConfig()
     conv = _shape(file, r"conv1[./]weight$", 3) or (default.dim, default.mels, 3)
-    places = _shape(file, r"(?<!decoder\.)(?:embed_positions\.weight|positional_embedding)$", 2)
+    names = r"embed_positions\.weight|positional_embedding|position_encodings/encodings"
+    places = _shape(file, rf"(?<!decoder[./])(?:{names})$", 2)
     return WhisperConfig(
         mels=conv[1],
         dim=conv[0],
