@@ -9,6 +9,7 @@ from einops import rearrange
 from flax import nnx
 
 from alm_jax.core import axes as ax
+from alm_jax.core.mesh import constrain
 from alm_jax.layers import initializers as init
 from alm_jax.layers import stack
 from alm_jax.layers.dense import Dense
@@ -70,7 +71,8 @@ class CavMae(nnx.Module):
         """[B, frames, mels] -> Features [K, B, patches, dim]: the tapped blocks, or the normalised output if None."""
         x = self.embed(x)
         x = x + self.pos_embed[...].astype(x.dtype) + self.modality[...].astype(x.dtype)
+        x = constrain(x, ax.BATCH, ax.LENGTH, None)
         reduce = lambda y: pool_steps(y, pool)
-        block = lambda layer, y: layer(y)
+        block = lambda layer, y: constrain(layer(y), ax.BATCH, ax.LENGTH, None)
         x, kept = stack.run_with_taps(block, self.blocks, x, taps=taps or (), reduce=reduce, remat=self.config.remat)
         return Features(reduce(self.norm(x))[None] if taps is None else kept)

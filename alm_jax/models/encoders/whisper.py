@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from alm_jax.core import axes as ax
+from alm_jax.core.mesh import constrain
 from alm_jax.layers import initializers as init
 from alm_jax.layers import stack
 from alm_jax.layers.norm import LayerNorm
@@ -80,7 +81,8 @@ class Whisper(nnx.Module):
         gelu = lambda y: jax.nn.gelu(y, approximate=False)
         x = gelu(self.conv2(gelu(self.conv1(x))))
         x = x + self.pos_embed[...][: x.shape[1]].astype(x.dtype)
+        x = constrain(x, ax.BATCH, ax.LENGTH, None)
         reduce = lambda y: pool_steps(y, pool)
-        block = lambda layer, y: layer(y)
+        block = lambda layer, y: constrain(layer(y), ax.BATCH, ax.LENGTH, None)
         x, kept = stack.run_with_taps(block, self.blocks, x, taps=taps or (), reduce=reduce, remat=self.config.remat)
         return Features(reduce(self.norm(x))[None] if taps is None else kept)
