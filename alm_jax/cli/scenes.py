@@ -47,19 +47,17 @@ def run(args: list[str]) -> int:
     options = parse(Scenes, args, "scenes")
 
     from alm_jax.cli.display import progress
-    from alm_jax.data.manifest import read_manifest, shipped_sounds, split_clips
+    from alm_jax.data.manifest import choose_clips
     from alm_jax.data.scenes import write_scenes
 
-    clips = read_manifest(shipped_sounds() if options.clips == "shipped" else options.clips)
-    if options.split != "all":
-        clips = split_clips(clips)[options.split == "unseen"]
+    clips, vocabulary = choose_clips(options.clips, options.split)
     try:
         with progress("scenes") as update:
-            rows = write_scenes(
-                options.out, clips, options.scene, options.num, options.seed, workers=options.workers, progress=update
-            )
+            how = {"vocabulary": vocabulary, "workers": options.workers, "progress": update}
+            rows = write_scenes(options.out, clips, options.scene, options.num, options.seed, **how)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
-    print(f"{options.num} scenes from {len(clips)} clips; questions and answers in {rows}")
+    made = f"{options.num} scene{'s' if options.num > 1 else ''} from {len(clips)} clip{'s' if len(clips) > 1 else ''}"
+    print(f"{made}; questions and answers in {rows}")
     return 0

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from alm_jax.core.errors import ConfigError
-from alm_jax.data.manifest import read_manifest, shipped_sounds, split_clips
+from alm_jax.data.manifest import choose_clips
 from alm_jax.data.questions import QUESTION_KINDS
 from alm_jax.data.scenes import SceneConfig, write_scenes
 
@@ -46,11 +46,7 @@ class Scenes:
         """
         from filelock import FileLock
 
-        clips = read_manifest(shipped_sounds() if self.clips == "shipped" else self.clips)
-        # Sounds that are asked for and not there come from all labels, whichever clips the scenes are made of.
-        vocabulary = sorted({clip.phrase for clip in clips})
-        if self.split != "all":
-            clips = split_clips(clips)[self.split == "unseen"]
+        clips, vocabulary = choose_clips(self.clips, self.split)
         made_of = [(clip.label, clip.phrase, clip.path.name, clip.path.stat().st_size) for clip in clips]
         # Stages that ask other questions about the same scenes hear the same files.
         folder = Path(cache) / "scenes" / _digest((self.n, self.seed, self.scene, made_of))

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -45,6 +46,32 @@ def shipped_sounds() -> Path:
     return Path(__file__).parent / "sounds"
 
 
+def choose_clips(source: str | Path, split: Literal["all", "train", "unseen"] = "all") -> tuple[list[Clip], list[str]]:
+    """The clips of a collection, or of its part to `train` on, or its `unseen` part (`split_clips`).
+
+    Args:
+      source: see `read_manifest`; `shipped` stands for the clips inside the package.
+
+    Returns:
+      The clips, and the phrases of all labels of the collection, sorted: from these come the sounds that are asked for
+      and not there, whichever part the scenes are made of.
+
+    Raises:
+      DataError: as `read_manifest`; or the part is empty.
+    """
+    clips = read_manifest(shipped_sounds() if source == "shipped" else source)
+    vocabulary = sorted({clip.phrase for clip in clips})
+    if split == "all":
+        return clips, vocabulary
+    part = split_clips(clips)[split == "unseen"]
+    if not part:
+        raise DataError(
+            f"{source}: no clip is left for split {split}; expected labels that have several clips, or a column split "
+            "that says unseen of some and not of all"
+        )
+    return part, vocabulary
+
+
 def read_manifest(path: str | Path) -> list[Clip]:
     """Reads a collection of labelled clips, sorted by label and path.
 
@@ -56,7 +83,7 @@ def read_manifest(path: str | Path) -> list[Clip]:
     Raises:
       DataError: nothing there, no audio, a missing column or file, or two labels that read alike.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.is_dir():
         listing = path / MANIFEST_NAME
         clips = _read_csv(listing) if listing.is_file() else _read_folder(path)
@@ -64,8 +91,8 @@ def read_manifest(path: str | Path) -> list[Clip]:
         clips = _read_csv(path)
     else:
         raise DataError(
-            f"{path}: no such file or folder; give a folder with one sub-folder of audio a label, or a CSV with "
-            "columns file,label"
+            f"{path}: no such file or folder; give a folder with one sub-folder of audio a label, a CSV with columns "
+            "file,label, or `shipped` for the clips of this package"
         )
     _check_phrases(clips, path)
     return sorted(clips, key=lambda clip: (clip.label, str(clip.path)))

@@ -110,7 +110,7 @@ def read_rows(path: str | Path, *, max_bad_share: float = 0.0, need_output: bool
     Raises:
         DataError: no such file, not JSON, no rows, or too many bad ones (the first few are named).
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     try:
         with path.open("rb") as f:
             data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) if os.fstat(f.fileno()).st_size else b""

@@ -432,7 +432,7 @@ def _compose_all(
 
 
 def _claim(out_dir: Path, clips: Iterable[Clip], config: SceneConfig, seed: int) -> None:
-    """Notes what the scenes come from, or refuses a folder of other scenes."""
+    """Notes what the scenes come from, or refuses a folder that holds others."""
     listing = [[c.label, c.phrase, f"{c.path.parent.name}/{c.path.name}", c.path.stat().st_size] for c in clips]
     origin = {
         "seed": seed,
@@ -440,10 +440,11 @@ def _claim(out_dir: Path, clips: Iterable[Clip], config: SceneConfig, seed: int)
         "clips": hashlib.sha256(json.dumps(listing).encode()).hexdigest(),
     }
     text, note = json.dumps(origin, indent=1), out_dir / "scenes.json"
-    if not note.exists():
-        write_text(note, text)
-    elif note.read_text(encoding="utf-8") != text:
+    if note.exists() and note.read_text(encoding="utf-8") == text:
+        return
+    if note.exists() and any(_finished(out_dir, out_dir / "scenes.jsonl")):
         raise DataError(f"{out_dir}: holds scenes of another seed, config or set of clips; use another folder")
+    write_text(note, text)
 
 
 def _finished(out_dir: Path, listing: Path) -> Iterator[tuple[int, Scene]]:

@@ -7,7 +7,7 @@ import pytest
 import soundfile
 
 from alm_jax.core.errors import DataError
-from alm_jax.data.manifest import Clip, phrase_of, read_manifest, shipped_sounds, split_clips
+from alm_jax.data.manifest import Clip, choose_clips, phrase_of, read_manifest, shipped_sounds, split_clips
 
 LICENCES = {"MIT", "CC0-1.0", "CC-BY-3.0"}
 
@@ -134,6 +134,17 @@ def test_split_column_wins():
     ]
     assert split_clips(clips, held_out="eval")[1] == [clips[1]]
     assert split_clips(clips)[1] == []
+
+
+def test_parts_of_a_collection(tmp_path):
+    clips, phrases = choose_clips("shipped", "unseen")
+    assert clips == split_clips(read_manifest(shipped_sounds()))[1]
+    assert phrases == sorted({c.phrase for c in choose_clips("shipped")[0]}) and len(phrases) == 30
+    (tmp_path / "bark").mkdir()
+    (tmp_path / "bark" / "1.wav").touch()
+    assert len(choose_clips(tmp_path, "train")[0]) == 1
+    with pytest.raises(DataError, match="no clip is left for split unseen; expected labels that have several clips"):
+        choose_clips(tmp_path, "unseen")
 
 
 def test_shipped_clips_are_complete_and_free():

@@ -329,6 +329,16 @@ def test_other_scenes_are_not_mixed_in(clips, tmp_path):
             write_scenes(tmp_path, *changed)
 
 
+def test_a_folder_without_finished_scenes_takes_any(clips, tmp_path):
+    (tmp_path / "bad.wav").write_bytes(b"no audio")
+    bad = Clip(tmp_path / "bad.wav", "bad", "bad")
+    with pytest.raises(AudioError, match=r"bad\.wav"):
+        write_scenes(tmp_path / "out", [bad], PLAIN, 1, 1)
+    write_scenes(tmp_path / "out", clips, PLAIN, 1, 1)
+    with pytest.raises(DataError, match="another seed"):
+        write_scenes(tmp_path / "out", [bad], PLAIN, 1, 1)
+
+
 def test_bad_targets(clips, tmp_path):
     with pytest.raises(ConfigError, match="n is 0"):
         write_scenes(tmp_path, clips, PLAIN, 0, 1)
