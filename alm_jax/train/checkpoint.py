@@ -58,7 +58,7 @@ class RunFolder:
     @classmethod
     def create(cls, path: Path, config: Mapping[str, Any]) -> RunFolder:
         """Begin a run in a folder; `config` is what `config` gives back (plain JSON values)."""
-        with _writing(path):
+        with writing(path):
             path.mkdir(parents=True, exist_ok=True)
             _write_json(path / "config.json", {"format": RUN_FORMAT, **config})
         return cls(path)
@@ -110,7 +110,7 @@ class StageFolder:
         """Save once, before the first step, what later checkpoints need beside the pretrained sources."""
         from orbax.checkpoint import v1 as ocp
 
-        with _writing(self.path):
+        with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             if carried:
                 ocp.save(self.path / "carried", carried, overwrite=True)
@@ -160,7 +160,7 @@ class StageFolder:
 
     def finish(self, step: int) -> None:
         """Note that the stage has ended after `step` updates, whose checkpoint is whole."""
-        with _writing(self.path):
+        with writing(self.path):
             _write_json(self.path / "finished.json", {"step": step})
 
     @property
@@ -198,7 +198,7 @@ class Checkpoints:
         self.folder = folder
         self._quiet = _QuietOrbax()
         logging.getLogger("absl").addFilter(self._quiet)
-        with _writing(folder.path):
+        with writing(folder.path):
             self._checkpointer = ocp.training.Checkpointer(
                 folder.path / "checkpoints",
                 # When to save is the loop's decision, which asks with `force`.
@@ -234,7 +234,7 @@ class Checkpoints:
         if self.latest == step:
             return
         metrics = None if validation_loss is None else {_METRIC: float(validation_loss)}
-        with _writing(self.folder.path):
+        with writing(self.folder.path):
             self._pending = self._checkpointer.save_checkpointables_async(
                 step, _items(state), force=True, metrics=metrics, custom_metadata=metrics
             )
@@ -243,7 +243,7 @@ class Checkpoints:
         """Return when the last `save` is on disk; raises as `save`."""
         pending, self._pending = self._pending, None
         if pending is not None:
-            with _writing(self.folder.path):
+            with writing(self.folder.path):
                 pending.result()
 
     def restore(self, abstract: TrainState) -> TrainState:
@@ -346,7 +346,8 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusal to write into one line that says what to do."""
     try:
         yield
     except (OSError, ValueError) as error:

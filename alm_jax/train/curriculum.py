@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import jax
 from alm_jax.core.errors import UsageError
 from alm_jax.core.mesh import make_mesh
 from alm_jax.train.batches import data_process, meet
-from alm_jax.train.checkpoint import RunFolder
+from alm_jax.train.checkpoint import RunFolder, writing
 from alm_jax.train.config import Experiment, check_same, experiment_of, run_config
 from alm_jax.train.inputs import prepare_tokenizer
 from alm_jax.train.interrupts import Interrupts
@@ -61,25 +61,24 @@ def train(
     """
     out = Path(out).absolute()
     models = _models(experiment)
-    run = _open(out, experiment, resume)
-    main = jax.process_index() == 0
-    display = Progress(out / "log.txt" if main else None, show=progress and main)
-    opened: list[Tracker] = [display]
-    try:
-        with _logged(display), Interrupts(display.say) as interrupts:
-            tokenizer = prepare_tokenizer(experiment, out / "tokenizer", display)
-            metrics = None
-            if main:
-                at = _position(experiment, run)
-                metrics = MetricsFile(out / "metrics.jsonl", [stage.name for stage in experiment.stages], at)
-                opened = [metrics, display, *trackers]
-                if experiment.loop.tensorboard:
-                    opened.append(TensorBoard(out / "tensorboard", at))
-            session = Session(experiment, run, tokenizer, models, metrics, opened, display, interrupts)
-            return _run_stages(session)
-    finally:
+    with writing(out), ExitStack() as stack:
+        run = _open(out, experiment, resume)
+        main = jax.process_index() == 0
+        display = stack.enter_context(closing(Progress(out / "log.txt" if main else None, show=progress and main)))
+        stack.enter_context(_logged(display))
+        interrupts = stack.enter_context(Interrupts(display.say))
+        tokenizer = prepare_tokenizer(experiment, out / "tokenizer", display)
+        metrics, opened = None, [display]
+        if main:
+            at = _position(experiment, run)
+            metrics = MetricsFile(out / "metrics.jsonl", [stage.name for stage in experiment.stages], at)
+            opened = [metrics, display, *trackers]
+            if experiment.loop.tensorboard:
+                opened.append(TensorBoard(out / "tensorboard", at))
         for tracker in opened:
-            tracker.close()
+            if tracker is not display:
+                stack.callback(tracker.close)
+        return _run_stages(Session(experiment, run, tokenizer, models, metrics, opened, display, interrupts))
 
 
 def _run_stages(session: Session) -> RunResult:
