@@ -16,6 +16,7 @@ from alm_jax.cli.main import main
 from alm_jax.convert import hub
 from alm_jax.core import tree
 from alm_jax.core.errors import CheckpointError, UsageError
+from alm_jax.core.precision import MIXED
 from alm_jax.core.sequence import Row, collate
 from alm_jax.data.plan import DataSpec, Source
 from alm_jax.data.tokenizer import train_tokenizer
@@ -144,6 +145,18 @@ def test_published_checkpoints_over_their_bases(runs, tmp_path, monkeypatch, nam
     resolve = lambda asked: hub.resolve(str(whole / "encoder") if asked == "openai/whisper-large" else asked)
     monkeypatch.setattr("alm_jax.infer.checkpoint.resolve", resolve)
     same_model(alm_jax.load(own, base=llama, tokenizer=llama / "tokenizer.json"), run)
+
+
+def test_on_accelerators_the_base_is_bfloat16(runs, tmp_path, monkeypatch):
+    """What a checkpoint holds itself keeps its float32, as training held it."""
+    own, llama, whole = published(runs, tmp_path, "ltu")
+    monkeypatch.setattr("alm_jax.infer.checkpoint.default_precision", lambda: MIXED)
+    model = alm_jax.load(own, base=llama, tokenizer=whole)
+    dtypes = {path: leaf.dtype.name for path, leaf in model.arrays.items()}
+    half = {path for path in dtypes if path.startswith("decoder.") and "lora" not in path}
+    assert dtypes == {path: "bfloat16" if path in half else "float32" for path in dtypes}
+    model = alm_jax.load(own, base=llama, tokenizer=whole, dtype=jnp.bfloat16)
+    assert {leaf.dtype.name for leaf in model.arrays.values()} == {"bfloat16"} and model.dtype == jnp.bfloat16
 
 
 def test_missing_pieces_are_named_with_the_argument_that_gives_them(runs, tmp_path, monkeypatch):
