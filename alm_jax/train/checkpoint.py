@@ -53,7 +53,7 @@ class RunFolder:
     """A folder that holds everything a run made. `create` or `open` it."""
 
     def __init__(self, path: Path):
-        self.path = path
+        self.path = path.expanduser().absolute()  # Orbax refuses relative paths
 
     @classmethod
     def create(cls, path: Path, config: Mapping[str, Any]) -> RunFolder:

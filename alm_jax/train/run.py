@@ -61,7 +61,7 @@ def load_run(
     Raises:
         CheckpointError: no run, nothing trained yet, damaged, or a source that cannot be found.
     """
-    run = RunFolder.open(Path(path).expanduser().absolute())
+    run = RunFolder.open(Path(path))
     experiment = experiment_of(run.config(), run.path)
     folders = [run.stage(index, stage.name) for index, stage in enumerate(experiment.stages)]
     trained = [index for index, folder in enumerate(folders) if folder.begun and folder.steps()]

@@ -206,7 +206,7 @@ def _is_run(path: str) -> bool:
 
 
 def _last_stage(path: Path) -> StageFolder:
-    run = RunFolder.open(path.expanduser())
+    run = RunFolder.open(path)
     stages = experiment_of(run.config(), path).stages
     folders = [run.stage(i, stage.name) for i, stage in enumerate(stages)]
     begun = [folder for folder in folders if folder.steps()]

@@ -39,9 +39,11 @@ def llama(tmp_path):
     return tmp_path / "model.safetensors"
 
 
-def test_inspect_a_run(trained, capsys):
-    assert main(["inspect", str(trained)]) == 0
-    out = capsys.readouterr().out
+def test_inspect_a_run(trained, monkeypatch, capsys, caplog):
+    monkeypatch.chdir(trained.parent)
+    assert main(["inspect", trained.name]) == 0
+    out, err = capsys.readouterr()
+    assert err == "" and not caplog.records
     rows = table(out)
     assert rows["decoder.blocks.attn.q.kernel"] == ["2 x 16 x 16", "float32", "layers, embed, heads", "yes", "512"]
     assert rows["encoder.pos_embed"][2:] == ["position, embed", "", "256"]
