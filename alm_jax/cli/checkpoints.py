@@ -8,10 +8,9 @@ import jax
 
 from alm_jax.convert.formats import TensorFile, open_tensors
 from alm_jax.convert.hub import resolve
-from alm_jax.convert.layouts import LAYOUTS
+from alm_jax.convert.layouts import LAYOUTS, kind_of
 from alm_jax.convert.load import contents, load
 from alm_jax.convert.rules import Table
-from alm_jax.convert.sizes import kind_of
 from alm_jax.core.errors import UsageError
 from alm_jax.core.tree import Arrays
 from alm_jax.models.aligners.pooled_linear import PooledLinearConfig

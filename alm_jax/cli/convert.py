@@ -94,9 +94,9 @@ def _from_run(path: str, part: str | None) -> Source:
 
 def _from_checkpoint(name: str) -> Source:
     from alm_jax.cli.checkpoints import open_checkpoint, read_all
-    from alm_jax.convert.layouts import LAYOUTS, detect
+    from alm_jax.convert.layouts import LAYOUTS, config_of, detect
     from alm_jax.convert.load import dead
-    from alm_jax.convert.sizes import adapter_of, config_of
+    from alm_jax.convert.peft import adapter_of
 
     file = open_checkpoint(name)
     layout = detect(file.keys())
@@ -107,9 +107,8 @@ def _from_checkpoint(name: str) -> Source:
 
 def _write(source: Source, options: Convert) -> Path:
     from alm_jax.convert import names, save
-    from alm_jax.convert.layouts import LAYOUTS
+    from alm_jax.convert.layouts import LAYOUTS, kind_of
     from alm_jax.convert.peft import to_adapter_config
-    from alm_jax.convert.sizes import kind_of
     from alm_jax.models.alm import AlmConfig
 
     layout = options.to or source.layout

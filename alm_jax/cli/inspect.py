@@ -113,9 +113,8 @@ class Leaf:
 
 def _inspect_checkpoint(name: str, every: bool) -> None:
     from alm_jax.cli.checkpoints import open_checkpoint
-    from alm_jax.convert.layouts import LAYOUTS, detect
+    from alm_jax.convert.layouts import LAYOUTS, config_of, detect
     from alm_jax.convert.load import contents
-    from alm_jax.convert.sizes import config_of
 
     file = open_checkpoint(name)
     fates: dict[str, str] = {}

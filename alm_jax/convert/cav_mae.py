@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from alm_jax.convert.formats import TensorFile
 from alm_jax.convert.rules import LINEAR, VECTOR, Part, Rearrange, Rule, Table, each
+from alm_jax.convert.sizes import count, heads_of, number, settings_of, shape_of
 from alm_jax.models.encoders.cav_mae import CavMaeConfig
+
+_HEAD_WIDTH = 64  # of every published one, where nothing tells it
 
 # The rest of the audio-visual model: the visual half, the joint norm, the reconstruction decoder, the classifier.
 _REST = ("blocks_v.*", "patch_embed_v.*", "pos_embed_v", "modality_v", "norm_v.*", "norm.*")
@@ -41,3 +45,23 @@ def official(config: CavMaeConfig) -> Table:
         rules.append(Rule(f"blocks.{ours}.kernel", keys(f"{theirs}.weight"), LINEAR))
         rules.append(Rule(f"blocks.{ours}.bias", keys(f"{theirs}.bias"), VECTOR))
     return Table(tuple(rules), dead=tuple(dead), ignored=(*_REST, *_HEADS))
+
+
+def sizes(file: TensorFile) -> CavMaeConfig:
+    """Sizes read off a file; `heads` is 0 where nothing tells them and heads of the usual width do not divide `dim`."""
+    keys, default = list(file.keys()), CavMaeConfig()
+    patch = shape_of(file, r"patch_embed_a\.proj\.weight$", 4) or (default.dim, 1, default.patch, default.patch)
+    places = shape_of(file, r"pos_embed_a$", 3)
+    hidden = shape_of(file, r"blocks_a\.0\.mlp\.fc1\.weight$", 2)
+    alone, joint = count(keys, r"blocks_a\.(\d+)\."), count(keys, r"blocks_u\.(\d+)\.")
+    dim, side = patch[0], patch[2]
+    in_frequency = max(1, default.mels // side)
+    return CavMaeConfig(
+        frames=places[1] // in_frequency * side if places else default.frames,
+        patch=side,
+        dim=dim,
+        heads=number(file, settings_of(file), "audio_num_heads", int, heads_of(dim, _HEAD_WIDTH)),
+        depth=alone + joint,
+        joint_depth=joint,
+        mlp_ratio=hidden[0] / dim if hidden else default.mlp_ratio,
+    )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from alm_jax.convert import cav_mae, llama
+from alm_jax.convert.formats import TensorFile
 from alm_jax.convert.rules import LINEAR, VECTOR, Rule, Table
 from alm_jax.models.alm import AlmConfig
+from alm_jax.models.ltu import ltu
 
 
 def official(config: AlmConfig) -> Table:
@@ -25,3 +27,8 @@ def projection() -> Table:
     """The linear layer after the LayerNorm without parameters; LTU and LTU-AS."""
     weight = Rule("aligner.proj.kernel", "model.audio_proj.1.weight", LINEAR)
     return Table((weight, Rule("aligner.proj.bias", "model.audio_proj.1.bias", VECTOR)))
+
+
+def sizes(file: TensorFile) -> AlmConfig:
+    """Sizes of both parts, read off a file; the rest as published."""
+    return ltu(llama.sizes(file), cav_mae.sizes(file))

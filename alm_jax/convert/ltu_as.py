@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from alm_jax.convert import llama
+from alm_jax.convert.formats import TensorFile
 from alm_jax.convert.ltu import projection
 from alm_jax.convert.rules import Table
+from alm_jax.convert.sizes import shape_of
 from alm_jax.convert.whisper import openai_block
 from alm_jax.models.alm import AlmConfig
+from alm_jax.models.encoders.whisper import WhisperConfig
+from alm_jax.models.ltu_as import ltu_as
+from alm_jax.models.registry import CONFIGS
 
 
 def official(config: AlmConfig) -> Table:
@@ -19,3 +24,10 @@ def aligner() -> Table:
     time = openai_block("aligner.time.", "model.audio_encoder.time_tr.")
     layer = openai_block("aligner.layer.", "model.audio_encoder.layer_tr.")
     return Table((*time, *layer)) + projection()
+
+
+def sizes(file: TensorFile) -> AlmConfig:
+    """Sizes of the decoder, read off a file; the encoder is the published Whisper of the aligner's width."""
+    width = (shape_of(file, r"audio_proj\.1\.weight$", 2) or (0, 0))[1]
+    published = {c.dim: c for c in CONFIGS.values() if isinstance(c, WhisperConfig)}
+    return ltu_as(llama.sizes(file), published.get(width, CONFIGS["whisper_large_v1"]))

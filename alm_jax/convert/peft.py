@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from alm_jax.convert.formats import TensorFile
 from alm_jax.convert.rules import LINEAR, Rule, each
+from alm_jax.convert.sizes import json_beside
 from alm_jax.core.errors import CheckpointError
 from alm_jax.models.decoders.llama import Lora
 
@@ -66,6 +68,12 @@ def from_adapter_config(config: Mapping[str, Any]) -> Lora:
         dropout=float(config.get("lora_dropout", 0.0)),
         targets=tuple(path for name, path in ours.items() if name in targets),
     )
+
+
+def adapter_of(file: TensorFile) -> Lora | None:
+    """The adapter that `adapter_config.json` beside a file describes; None if there is none."""
+    config = json_beside(file, "adapter_config.json")
+    return None if config is None else from_adapter_config(config)
 
 
 def to_adapter_config(lora: Lora, base_model: str | None = None) -> dict[str, Any]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from alm_jax.convert.formats import TensorFile
 from alm_jax.convert.rules import CONV1D, LINEAR, TABLE, VECTOR, Part, Rule, Table, each
+from alm_jax.convert.sizes import count, heads_of, number, settings_of, shape_of
 from alm_jax.models.encoders.whisper import WhisperConfig
+
+_HEAD_WIDTH = 64  # of every Whisper, where nothing tells it
 
 # Layers of a block: ours, theirs.
 _OPENAI = {
@@ -97,3 +101,18 @@ def _block(path: str, pattern: str, names: dict[str, str], layers: range | None)
         if ours != "attn.k":  # the key projection has no bias
             rules.append(Rule(f"{path}{ours}.bias", keys(f"{theirs}.bias"), VECTOR))
     return tuple(rules)
+
+
+def sizes(file: TensorFile) -> WhisperConfig:
+    """Sizes read off a file; `heads` is 0 where nothing tells them and heads of the usual width do not divide `dim`."""
+    keys, default = list(file.keys()), WhisperConfig()
+    conv = shape_of(file, r"conv1[./]weight$", 3) or (default.dim, default.mels, 3)
+    names = r"embed_positions\.weight|positional_embedding|position_encodings/encodings"
+    places = shape_of(file, rf"(?<!decoder[./])(?:{names})$", 2)
+    return WhisperConfig(
+        mels=conv[1],
+        dim=conv[0],
+        heads=number(file, settings_of(file), "encoder_attention_heads", int, heads_of(conv[0], _HEAD_WIDTH)),
+        depth=count(keys, r"(?:^|encoder[./])(?:layers\.|blocks\.|layer_)(\d+)[./]"),
+        positions=places[0] if places else default.positions,
+    )

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from alm_jax.audio.io import load_audio, write_audio
+from alm_jax.audio.resample import resample
 from alm_jax.core.errors import ConfigError, DataError
 from alm_jax.core.files import write_text
 from alm_jax.data.manifest import Clip
@@ -47,6 +48,7 @@ class SceneConfig:
       gain_db: level of a sound.
       lowpass, cutoff_hz: how probable a low-pass filter is for a sound, and its cut-off. Clips that were recorded at a
         low rate have an empty upper band, which would give away where they come from; filters make it common.
+      speed: how fast a clip is played, pitch and all: few recordings of a label come to stand for others of it.
       fade: fade in and out of each event, in seconds.
       background: what is drawn from for the background: colours of noise (`NOISES`) and labels of clips, which are
         looped and no longer used as events.
@@ -66,6 +68,7 @@ class SceneConfig:
     gain_db: tuple[float, float] = (-15.0, 0.0)
     lowpass: float = 0.5
     cutoff_hz: tuple[float, float] = (2500.0, 7500.0)
+    speed: tuple[float, float] = (1.0, 1.0)
     fade: float = 0.005
     background: tuple[str, ...] = tuple(NOISES)
     background_probability: float = 0.6
@@ -76,7 +79,7 @@ class SceneConfig:
             if not ok:
                 raise ConfigError(f"SceneConfig.{field} is {getattr(self, field)!r}; expected {expected}")
 
-        for field in ("sounds", "repeats", "gain_db", "cutoff_hz", "snr_db"):
+        for field in ("sounds", "repeats", "gain_db", "cutoff_hz", "speed", "snr_db"):
             pair = getattr(self, field)
             check(len(pair) == 2 and pair[0] <= pair[1], field, "(low, high)")
         for field in ("overlap", "max_overlap", "lowpass", "background_probability"):
@@ -88,6 +91,7 @@ class SceneConfig:
         check(self.max_events >= self.sounds[0], "max_events", "at least sounds[0]")
         check(0 < self.event_seconds <= self.seconds, "event_seconds", "more than 0, at most `seconds`")
         check(self.gap >= 0, "gap", "0 or more")
+        check(0.25 <= self.speed[0] and self.speed[1] <= 4, "speed", "factors from 0.25 to 4")
         check(0 <= self.fade <= 0.1, "fade", "0 to 0.1")
         check(self.snr_db[0] >= 0, "snr_db", "0 or more: an event below the background would not be heard")
         check(
@@ -300,6 +304,14 @@ def _by_label(clips: Sequence[Clip], config: SceneConfig) -> tuple[dict, dict]:
     return groups, backgrounds
 
 
+def _play(samples: np.ndarray, rate: int, config: SceneConfig, rng: np.random.Generator) -> np.ndarray:
+    """A clip at a speed drawn evenly in semitones, rounded to a twentieth so that filters are few and short."""
+    if config.speed == (1.0, 1.0):
+        return samples.astype(np.float64)
+    steps = round(20 * float(np.exp(rng.uniform(*np.log(config.speed)))))
+    return resample(samples, steps * rate, 20 * rate).astype(np.float64)
+
+
 def _pick(clips: Sequence[Clip], rng: np.random.Generator) -> Clip:
     return clips[int(rng.integers(len(clips)))]
 
@@ -308,7 +320,7 @@ def _make_sound(clip: Clip, config: SceneConfig, rng: np.random.Generator) -> _S
     from scipy.signal import butter, sosfilt
 
     rate = config.sample_rate
-    samples = _decode(clip.path, rate)[: round(config.event_seconds * rate)].astype(np.float64)
+    samples = _play(_decode(clip.path, rate), rate, config, rng)[: round(config.event_seconds * rate)]
     filtered, cutoff = rng.random() < config.lowpass, rng.uniform(*config.cutoff_hz)
     if filtered:
         low = sosfilt(butter(4, cutoff, fs=rate, output="sos"), samples)

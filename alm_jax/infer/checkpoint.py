@@ -13,10 +13,10 @@ import jax.numpy as jnp
 
 from alm_jax.convert.formats import TensorFile, open_tensors
 from alm_jax.convert.hub import resolve
-from alm_jax.convert.layouts import LAYOUTS, detect
+from alm_jax.convert.layouts import LAYOUTS, config_of, detect, heads_setting, kind_of
 from alm_jax.convert.load import check, contents, load
 from alm_jax.convert.rules import Table
-from alm_jax.convert.sizes import HEADS, config_of, json_beside, kind_of, settings_of
+from alm_jax.convert.sizes import json_beside, settings_of
 from alm_jax.core import tree
 from alm_jax.core.config import config_types, from_json, to_json
 from alm_jax.core.errors import CheckpointError, UsageError
@@ -207,7 +207,7 @@ def _untold(system: _Opened, parts: Mapping[str, _Opened]) -> list[str]:
         if not config.heads:
             problems.append(
                 f"nothing tells how many heads its {part} of width {config.dim} has (put a config.json with "
-                f"{HEADS[type(config)]} beside {parts.get(part, system).file.path})"
+                f"{heads_setting(config)} beside {parts.get(part, system).file.path})"
             )
     llama = parts.get("decoder", system).file
     for name in ("rope_scaling", "rope_parameters"):

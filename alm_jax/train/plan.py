@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from alm_jax.core.config import did_you_mean
 from alm_jax.core.errors import AlmError, ConfigError, UsageError
@@ -270,13 +270,7 @@ def abstract_batch(config: AlmConfig, stage: Stage, mesh: Mesh) -> Batch:
 
 def _bytes(tree: Any) -> int:
     """On one device."""
-    leaves: list[jax.ShapeDtypeStruct] = jax.tree.leaves(tree)
-    return sum(prod(_sharding(leaf).shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
-
-
-def _sharding(leaf: jax.ShapeDtypeStruct) -> NamedSharding:
-    assert isinstance(leaf.sharding, NamedSharding)
-    return leaf.sharding
+    return sum(prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _needed(error: Exception, stage: Stage) -> int:

@@ -18,9 +18,8 @@ from jax.sharding import Mesh, NamedSharding
 
 from alm_jax.convert import hub
 from alm_jax.convert.formats import open_tensors
-from alm_jax.convert.layouts import LAYOUTS, detect
+from alm_jax.convert.layouts import LAYOUTS, detect, kind_of
 from alm_jax.convert.load import fold, load
-from alm_jax.convert.sizes import kind_of
 from alm_jax.core import mesh as meshes
 from alm_jax.core import tree
 from alm_jax.core.errors import CheckpointError, ConfigError

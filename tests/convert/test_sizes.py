@@ -7,10 +7,11 @@ import json
 import numpy as np
 import pytest
 
-from alm_jax.convert.layouts import LAYOUTS
+from alm_jax.convert.layouts import LAYOUTS, config_of, kind_of
 from alm_jax.convert.names import PUBLISHED
+from alm_jax.convert.peft import adapter_of
 from alm_jax.convert.save import export
-from alm_jax.convert.sizes import adapter_of, config_of, kind_of, settings_of
+from alm_jax.convert.sizes import settings_of
 from alm_jax.core import tree
 from alm_jax.core.errors import CheckpointError
 from alm_jax.layers.dense import Lora

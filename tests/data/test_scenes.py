@@ -53,6 +53,13 @@ def peak_frequency(samples: np.ndarray) -> float:
     return float(spectrum.argmax() * RATE / (1 << 16))
 
 
+def test_speed_moves_pitch_and_length(clips):
+    config = replace(PLAIN, sounds=(1, 1), repeats=(1, 1), gain_db=(0.0, 0.0))
+    (plain,), (fast,) = (compose(clips[:1], replace(config, speed=(by, by)), 3).events for by in (1.0, 1.5))
+    assert fast.centroid_hz == pytest.approx(1.5 * plain.centroid_hz, rel=0.01)  # of windows of other lengths
+    assert fast.offset - fast.onset == pytest.approx((plain.offset - plain.onset) / 1.5, abs=2 * FRAME)
+
+
 def test_same_seed_same_scene(clips):
     config = SceneConfig()
     one, two = compose(clips, config, 11), compose(clips, config, 11)

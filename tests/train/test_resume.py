@@ -22,12 +22,13 @@ class Run:
     def __init__(self, repo, caches, out, overrides=None, devices=1, resume=False):
         flags = ["--resume"] if resume else []
         command = [sys.executable, "-m", "tests.train.runs", str(out), json.dumps(overrides or {}), *flags]
-        environment = caches | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        flags_of_xla = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+        environment = caches | {"XLA_FLAGS": flags_of_xla}
         self.out, self.log = out, (out.parent / f"{out.name}.err").open("a+")
         self.process = subprocess.Popen(command, cwd=repo, env=environment, stderr=self.log)
 
     def wait(self):
-        code = self.process.wait(timeout=300)
+        code = self.process.wait(timeout=900)
         self.log.seek(0)
         return code, self.log.read()
 
