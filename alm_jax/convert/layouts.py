@@ -11,6 +11,7 @@ from typing import Any
 from alm_jax.convert import cav_mae, llama, ltu, ltu_as, whisper
 from alm_jax.convert.formats import TensorFile
 from alm_jax.convert.load import fold
+from alm_jax.convert.names import PLAIN, PUBLISHED, Style
 from alm_jax.convert.rules import Table
 from alm_jax.core.errors import CheckpointError
 
@@ -24,19 +25,28 @@ class Layout:
         table: from the config of the part (`LlamaConfig`, ...) or of the system (`AlmConfig`) to its table.
         sizes: that config, as far as a file tells it (`convert.sizes`); the rest is the default.
         heads: what `config.json` calls the number of attention heads, where tensors do not tell it.
+        settings: from the same config to the `config.json` of `transformers`, where that has the model.
+        style: how the published files of a model with LoRA spell the keys.
+        becomes: of a layout that is read and not written, the one that is written instead.
     """
 
     signature: tuple[str, ...]
     table: Callable[[Any], Table]
     sizes: Callable[[TensorFile], Any]
     heads: str = "num_attention_heads"
+    settings: Callable[[Any], dict[str, Any]] | None = None
+    style: Style = PLAIN
+    becomes: str = ""
 
 
 _WHISPER_HEADS = "encoder_attention_heads"
 
+# A layout whose name ends in `_hf` has the names of `transformers`.
 LAYOUTS = {
-    "ltu": Layout(("*audio_encoder.blocks_a.0.*", "*audio_proj.1.weight"), ltu.official, ltu.sizes),
-    "ltu_as": Layout(("*audio_encoder.time_tr.*", "*audio_proj.1.weight"), ltu_as.official, ltu_as.sizes),
+    "ltu": Layout(("*audio_encoder.blocks_a.0.*", "*audio_proj.1.weight"), ltu.official, ltu.sizes, style=PUBLISHED),
+    "ltu_as": Layout(
+        ("*audio_encoder.time_tr.*", "*audio_proj.1.weight"), ltu_as.official, ltu_as.sizes, style=PUBLISHED
+    ),
     "cav_mae": Layout(
         ("*blocks_a.0.*", "*patch_embed_a.proj.weight"), cav_mae.official, cav_mae.sizes, "audio_num_heads"
     ),
@@ -47,13 +57,17 @@ LAYOUTS = {
         ("*layers.0.self_attn.k_proj.weight", "*conv1.weight"), whisper.hf, whisper.sizes, _WHISPER_HEADS
     ),
     "whisper_ctranslate2": Layout(
-        ("encoder/layer_0/self_attention/*", "encoder/conv1/weight"), whisper.ctranslate2, whisper.sizes, _WHISPER_HEADS
+        ("encoder/layer_0/self_attention/*", "encoder/conv1/weight"),
+        whisper.ctranslate2,
+        whisper.sizes,
+        _WHISPER_HEADS,
+        becomes="whisper_hf",
     ),
-    "llama_gguf": Layout(("blk.0.attn_q.weight", "blk.0.ffn_gate.weight"), llama.gguf, llama.sizes),
+    "llama_gguf": Layout(("blk.0.attn_q.weight", "blk.0.ffn_gate.weight"), llama.gguf, llama.sizes, becomes="llama_hf"),
     "llama_hf": Layout(
         ("*layers.0.self_attn.q_proj.*weight", "*layers.0.mlp.gate_proj.*weight"), llama.hf, llama.sizes
     ),
-    "llama_lora": Layout(("*layers.0.*_proj.lora_A.*weight",), llama.hf, llama.sizes),
+    "llama_lora": Layout(("*layers.0.*_proj.lora_A.*weight",), llama.hf, llama.sizes, becomes="llama_hf"),
 }
 
 
