@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alm_jax.core.errors import ConfigError, DataError
+from alm_jax.core.gguf import read_header
 
 if TYPE_CHECKING:
     import tokenizers
@@ -214,14 +215,12 @@ def _from_json(path: Path) -> Tokenizer:
 
 def _from_gguf(path: Path) -> Tokenizer:
     """Byte-level BPE from GGUF metadata (keys: llama.cpp `gguf-py/gguf/constants.py`)."""
-    from gguf import GGUFReader
     from tokenizers import AddedToken, Tokenizer, decoders, models, processors
 
-    fields = GGUFReader(path).fields
+    metadata = read_header(path).metadata
 
     def value(key: str, default: Any = None) -> Any:
-        name = f"tokenizer.ggml.{key}"
-        return fields[name].contents() if name in fields else default
+        return metadata.get(f"tokenizer.ggml.{key}", default)
 
     kind, pre = value("model"), value("pre")
     if kind != "gpt2" or pre not in _pre_tokenizers():

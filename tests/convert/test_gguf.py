@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from alm_jax.convert.formats import open_tensors
-from alm_jax.convert.formats.gguf import unpermute_rope
 from alm_jax.core.errors import CheckpointError
 from tests.convert.tensor_files import assert_same, assert_slices, rand
 
@@ -115,18 +114,6 @@ def test_gguf_quantised(tmp_path, kind, decode, halves_at):
     # products of float16 and small integers, rounded to float32 once or twice: 2**-22 of the largest term
     np.testing.assert_allclose(file.read("w"), expected, rtol=0, atol=np.abs(expected).max() * 2**-22)
     assert_slices(file, "w")
-
-
-def test_unpermute_rope_inverts_llama_cpp():
-    def permute(weights, heads):  # llama.cpp, convert_hf_to_gguf.py
-        shape = weights.shape
-        return weights.reshape(heads, 2, shape[0] // heads // 2, *shape[1:]).swapaxes(1, 2).reshape(shape)
-
-    for w in [rand(24, 5), rand(24)]:
-        np.testing.assert_array_equal(unpermute_rope(permute(w, 3), 3), w)
-        assert not np.array_equal(permute(w, 3), w)
-    with pytest.raises(ValueError, match="24 rows do not divide into 5 heads"):
-        unpermute_rope(rand(24, 5), 5)
 
 
 def gguf_bytes(tensor_count=0, entries=b"", entry_count=0, infos=b"", version=3):
