@@ -41,3 +41,19 @@ class RMSNorm(nnx.Module):
         wide = x.astype(jnp.float32)
         normed = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.eps)
         return (normed * self.scale[...]).astype(x.dtype)
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalisation over the last axis by the statistics gathered in training: buffers, not updated here."""
+
+    def __init__(self, dim: int, eps: float = 1e-5, axis: str | None = None):
+        self.scale = init.ones((dim,), (axis,))
+        self.bias = init.zeros((dim,), (axis,))
+        self.mean = init.Buffer(jnp.zeros((dim,)), axes=(axis,))
+        self.var = init.Buffer(jnp.ones((dim,)), axes=(axis,))
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., dim] -> [..., dim]."""
+        normed = (x.astype(jnp.float32) - self.mean[...]) * jax.lax.rsqrt(self.var[...] + self.eps)
+        return (normed * self.scale[...] + self.bias[...]).astype(x.dtype)
