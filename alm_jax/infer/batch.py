@@ -45,8 +45,9 @@ def answer_file(
 ) -> Answered:
     """Answer every row of a file; line i of `out` is row i with its `prediction`, or with an `error`.
 
-    Lines reach the disk batch by batch. Called again, it goes on after the last whole line; what they were made with
-    stands in `OUT.settings.json`, and must be the same. A row's answer does not depend on the batch that it is in.
+    Lines reach the disk batch by batch. Called again, it tries rows that failed once more, and goes on after the last
+    whole line; what they were made with stands in `OUT.settings.json`, and must be the same. A row's answer does not
+    depend on the batch that it is in.
 
     Args:
         rows: of a file (`data.rows.read_rows`, with `need_output=False` for questions alone). out: JSON lines.
@@ -71,21 +72,51 @@ def answer_file(
         out.parent.mkdir(parents=True, exist_ok=True)
         _agree(out, settings)
         done, failed = _recover(out, len(rows))
-    progress(done, len(rows))
     encode = lru_cache(_CLIPS)(lambda path: model.encode([path])[0])
     options = {"max_new_tokens": max_new_tokens, "sampling": sampling, "seed": seed}
-    for start in range(done, len(rows), batch_size):
-        chosen = [rows[i] for i in range(start, min(start + batch_size, len(rows)))]
+
+    def lines(indices: Sequence[int]) -> list[bytes]:
+        chosen = [rows[i] for i in indices]
         features, errors = _hear(chosen, lambda row: encode(rows.clip_path(row.audio_id)))
         results = errors | _answers(model, chosen, features, batch_size, options)
-        lines = [json.dumps(asdict(row) | results[i], ensure_ascii=False) for i, row in enumerate(chosen)]
+        told = [json.dumps(asdict(row) | results[i], ensure_ascii=False) for i, row in enumerate(chosen)]
+        return [f"{line}\n".encode() for line in told]
+
+    progress(done - len(failed), len(rows))
+    again: dict[int, bytes] = {}
+    for start in range(0, len(failed), batch_size):
+        indices = failed[start : start + batch_size]
+        again |= zip(indices, lines(indices))
+        progress(done - len(failed) + len(again), len(rows))
+    with _writing(out):
+        _replace_lines(out, {i: line for i, line in again.items() if not _is_error(line)})
+    failures = sum(map(_is_error, again.values()))
+    for start in range(done, len(rows), batch_size):
+        made = lines(range(start, min(start + batch_size, len(rows))))
         with _writing(out), out.open("ab") as file:
-            file.write("".join(f"{line}\n" for line in lines).encode())
+            file.write(b"".join(made))
             file.flush()
             os.fsync(file.fileno())
-        failed += len(errors)
-        progress(start + len(chosen), len(rows))
-    return Answered(len(rows), failed)
+        failures += sum(map(_is_error, made))
+        progress(start + len(made), len(rows))
+    return Answered(len(rows), failures)
+
+
+def _is_error(line: bytes) -> bool:
+    return "error" in json.loads(line)
+
+
+def _replace_lines(out: Path, lines: Mapping[int, bytes]) -> None:
+    """Put other lines in the place of some of a file's; the file is the old one or the new one, nothing between."""
+    if not lines:
+        return
+    partial = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        with out.open("rb") as old, partial.open("wb") as new:
+            new.writelines(lines.get(i, line) for i, line in enumerate(old))
+        os.replace(partial, out)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def fingerprint(model: LoadedModel) -> str:
@@ -158,9 +189,9 @@ def _agree(out: Path, settings: Mapping[str, Any]) -> None:
         )
 
 
-def _recover(out: Path, total: int) -> tuple[int, int]:
-    """(answered rows, how many failed) of a file that may end in a torn line, which is cut off."""
-    done, failed, end = 0, 0, 0
+def _recover(out: Path, total: int) -> tuple[int, list[int]]:
+    """(how many rows have a line, which of them failed) of a file that may end in a torn line, which is cut off."""
+    done, failed, end = 0, [], 0
     with out.open("a+b") as file:
         file.seek(0)
         for line in file:
@@ -175,7 +206,8 @@ def _recover(out: Path, total: int) -> tuple[int, int]:
             if not whole or done == total:
                 problem = "is no answer" if done < total else f"is one more than there are rows ({total})"
                 raise DataError(f"{out}:{done + 1}: {problem}; the file was changed: give another --out, or remove it")
-            done, failed, end = done + 1, failed + ("error" in told), end + len(line)
+            failed += [done] if "error" in told else []
+            done, end = done + 1, end + len(line)
     return done, failed
 
 

@@ -238,7 +238,7 @@ def test_a_stopped_batch_goes_on(loaded, trained, rows, tmp_path, monkeypatch, c
     assert [len(questions) for questions in calls] == [2, 2, 2, 2]  # two answered, two interrupted, three answered
 
 
-def test_rows_with_bad_clips(loaded, trained, rows, tmp_path, capsys):
+def test_rows_with_bad_clips(loaded, trained, clips, rows, tmp_path, capsys):
     table = read(rows)
     table[1]["audio_id"], table[4]["audio_id"] = "bad.wav", "missing.wav"
     rows.write_text("".join(json.dumps(row) + "\n" for row in table))
@@ -251,6 +251,20 @@ def test_rows_with_bad_clips(loaded, trained, rows, tmp_path, capsys):
     told = read(out)
     assert ["prediction" in row for row in told] == [True, False, True, True, False]
     assert "bad.wav" in told[1]["error"] and "missing.wav" in told[4]["error"]
+
+    (rows.parent / "missing.wav").symlink_to(
+        clips / "b.wav"
+    )  # the same command tries the failed rows again, and only these
+    before = out.read_bytes().splitlines()
+    assert batch(trained, rows, out) == 1
+    assert "1 of 5 rows have an error" in capsys.readouterr().err
+    after = out.read_bytes().splitlines()
+    assert after[:4] == before[:4] and "prediction" in json.loads(after[4])
+    whole = tmp_path / "whole.jsonl"
+    (rows.parent / "bad.wav").unlink()
+    (rows.parent / "bad.wav").symlink_to(clips / "a.wav")
+    assert batch(trained, rows, out) == batch(trained, rows, whole) == 0
+    assert out.read_bytes() == whole.read_bytes()
 
 
 def test_other_answers_are_not_continued(loaded, trained, model, rows, tmp_path, capsys, monkeypatch):
