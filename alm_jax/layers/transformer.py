@@ -18,7 +18,7 @@ class TransformerBlock(nnx.Module):
     ):
         attn_key, mlp_key = jax.random.split(key)
         self.norm1 = LayerNorm(dim, norm_eps)
-        self.attn = SelfAttention(dim, heads, attn_key, key_bias)
+        self.attn = SelfAttention(dim, heads, attn_key, bias="qkvo" if key_bias else "qvo")
         self.norm2 = LayerNorm(dim, norm_eps)
         self.mlp = Mlp(dim, hidden, mlp_key)
 

@@ -39,6 +39,17 @@ def test_grouped_causal_segments():
     np.testing.assert_allclose(ours, _written_out(q, k, v, seen), atol=2e-6)  # float32 against float64
 
 
+def test_causal_with_a_prefix():
+    """The prefix is seen by all and sees itself alone; the rest is causal."""
+    q, k, v = _inputs()
+    kv_ids = np.array([[1] * 7, [1, 1, 1, 1, 0, 1, 1]])
+    ids = {"q_segment_ids": jnp.ones((B, L), jnp.int32), "kv_segment_ids": jnp.array(kv_ids)}
+    seen = np.tril(np.ones((L, L), bool))
+    seen[:, :3] = True
+    expected = _written_out(q, k, v, seen & (kv_ids != 0)[:, None])
+    np.testing.assert_allclose(attention(q, k, v, causal=True, prefix=3, **ids), expected, atol=2e-6)
+
+
 def test_a_query_that_sees_nothing_is_finite():
     q, k, v = _inputs()
     nothing = jnp.zeros((B, L), jnp.int32)

@@ -20,6 +20,7 @@ def attention(
     q_segment_ids: jax.Array | None = None,
     kv_segment_ids: jax.Array | None = None,
     causal: bool = False,
+    prefix: int = 0,
     scale: float | None = None,
     implementation: Implementation = "auto",
 ) -> jax.Array:
@@ -29,7 +30,7 @@ def attention(
         q: [B, L, H, D]. k, v: [B, S, K, D], where K divides H (grouped-query attention).
         q_segment_ids, kv_segment_ids: int [B, L] and [B, S], both or none; a key is seen iff its id is not 0 and equals
             the query's.
-        causal: query i sees keys 0..i only (L = S).
+        causal: query i sees keys 0..i only (L = S). prefix: the first keys, which every query sees all the same.
         scale: of the scores; D**-0.5 by default.
 
     Returns:
@@ -41,13 +42,12 @@ def attention(
     if implementation == "reference":
         chosen = reference
     else:
-        refusal = cudnn.refusal(q, k)
+        refusal = cudnn.refusal(q, k, prefix)
         if refusal and implementation == "cudnn":
             raise ConfigError(f"cuDNN attention cannot do this call: {refusal}")
         chosen = reference if refusal else cudnn
-    return chosen.attention(
-        q, k, v, q_segment_ids=q_segment_ids, kv_segment_ids=kv_segment_ids, causal=causal, scale=scale
-    )
+    masks = {"q_segment_ids": q_segment_ids, "kv_segment_ids": kv_segment_ids, "causal": causal, "prefix": prefix}
+    return chosen.attention(q, k, v, scale=scale, **masks)
 
 
 def decode_attention(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from alm_jax.kernels.attention.reference import segment_mask
 
 
-def refusal(q: jax.Array, k: jax.Array) -> str | None:
+def refusal(q: jax.Array, k: jax.Array, prefix: int = 0) -> str | None:
     """Why cuDNN cannot do this call, in words; None if it can."""
     if jax.default_backend() != "gpu":
         return f"it needs a GPU, the default backend is {jax.default_backend()}"
@@ -16,10 +16,13 @@ def refusal(q: jax.Array, k: jax.Array) -> str | None:
         return f"it needs bfloat16 or float16, got {q.dtype}"
     if q.shape[-1] > 128 or q.shape[-1] % 8:
         return f"it needs a head width of at most 128 and a multiple of 8, got {q.shape[-1]}"
+    if prefix:
+        return f"it has no causal mask with a prefix, got prefix {prefix}"
     return None
 
 
-def attention(q, k, v, *, q_segment_ids=None, kv_segment_ids=None, causal=False, scale=None):
-    """See `api.attention`."""
+def attention(q, k, v, *, q_segment_ids=None, kv_segment_ids=None, causal=False, prefix=0, scale=None):
+    """See `api.attention`; `prefix` is 0 (`refusal`)."""
+    del prefix
     mask = None if q_segment_ids is None else segment_mask(q_segment_ids, kv_segment_ids)
     return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, scale=scale, implementation="cudnn")
