@@ -24,15 +24,21 @@ def kaldi_mel_filters(num_mels: int, n_fft: int, sample_rate: int, low_freq: flo
 
 
 @lru_cache(maxsize=16)
-def slaney_mel_filters(num_mels: int, n_fft: int, sample_rate: int) -> np.ndarray:
-    """`[n_fft // 2 + 1, num_mels]` float64: triangles in Hz from 0 to Nyquist, each of area 1 (`librosa.filters.mel`).
+def slaney_mel_filters(
+    num_mels: int, n_fft: int, sample_rate: int, low_freq: float = 0.0, high_freq: float | None = None
+) -> np.ndarray:
+    """`[n_fft // 2 + 1, num_mels]` float64: triangles in Hz, each of area 1 (`librosa.filters.mel`).
 
-    Slaney's scale is linear below 1 kHz (200/3 Hz a mel) and logarithmic above (27 steps a factor of 6.4).
+    Slaney's scale is linear below 1 kHz (200/3 Hz a mel) and logarithmic above (27 steps a factor of 6.4). Frequencies
+    are in Hz; `high_freq` is Nyquist by default.
     """
     knee_hz, hz_per_mel, log_step = 1000.0, 200.0 / 3.0, np.log(6.4) / 27.0
     knee = knee_hz / hz_per_mel
-    top = knee + np.log(sample_rate / 2 / knee_hz) / log_step
-    mels = np.linspace(0.0, top, num_mels + 2)
+
+    def mel(freq):
+        return freq / hz_per_mel if freq < knee_hz else knee + np.log(freq / knee_hz) / log_step
+
+    mels = np.linspace(mel(low_freq), mel(sample_rate / 2 if high_freq is None else high_freq), num_mels + 2)
     edges = np.where(mels < knee, mels * hz_per_mel, knee_hz * np.exp(log_step * (mels - knee)))
     left, centre, right = edges[:-2], edges[1:-1], edges[2:]
     bins = np.arange(n_fft // 2 + 1)[:, None] * (sample_rate / n_fft)
