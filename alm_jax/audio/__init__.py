@@ -1,7 +1,16 @@
 """Sound files, resampling and log-mel front ends."""
 
-from alm_jax.audio.frontend import KaldiFbank, WhisperLogMel
+from alm_jax.audio.frontend import KaldiFbank, LibrosaLogMel, WhisperLogMel
 from alm_jax.audio.io import AudioInfo, audio_info, load_audio, write_audio
 from alm_jax.audio.resample import resample
 
-__all__ = ["AudioInfo", "KaldiFbank", "WhisperLogMel", "audio_info", "load_audio", "resample", "write_audio"]
+__all__ = [
+    "AudioInfo",
+    "KaldiFbank",
+    "LibrosaLogMel",
+    "WhisperLogMel",
+    "audio_info",
+    "load_audio",
+    "resample",
+    "write_audio",
+]

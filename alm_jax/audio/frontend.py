@@ -1,4 +1,4 @@
-"""Log-mel front ends: Kaldi's filterbank (LTU, AST, Audio-MAE) and Whisper's log-mel.
+"""Log-mel front ends: Kaldi's filterbank (LTU, AST, Audio-MAE), Whisper's, and librosa's in decibel (CLAP, PANNs).
 
 Each has two forms that agree within 5e-3: `numpy(wave)` for data workers, in float64 inside, and `jax(waves, lengths)`
 for the accelerator: batched, jit-able, every row as if it were cut to its own length.
@@ -206,6 +206,111 @@ class WhisperLogMel:
         return np.log10(np.maximum(power @ slaney_mel_filters(self.num_mels, self.n_fft, self.sample_rate), 1e-10))
 
 
+@dataclass(frozen=True)
+class LibrosaLogMel:
+    """Log-mel in decibel as librosa and `torchlibrosa` compute it: periodic Hann, Slaney filters, 10 log10, floor -100.
+
+    The clip is cut to its first `seconds` or filled up to them, and mirrored at both ends. With `seconds=None` it is
+    taken as it is; one of at most `n_fft / 2` samples cannot be mirrored and has no rows. Both CLAPs draw the part of a
+    longer clip at random: give that part. The defaults are MS-CLAP 2023's (`CLAPWrapper`, `HTSATWrapper`), which
+    computes its filters for 32 kHz although its sound has 44.1 kHz.
+
+    Attributes:
+        sample_rate: in Hz. filter_rate: for which the filters are computed, if it is another.
+        n_fft, hop: in samples. low_freq, high_freq: edges of the filterbank in Hz.
+        padding: how a short clip is filled up: `repeat` until it is full, `repeatpad` as often as it fits whole and
+            then with zeros, or `pad` with zeros.
+    """
+
+    sample_rate: int = 44100
+    filter_rate: int | None = 32000
+    n_fft: int = 1024
+    hop: int = 320
+    num_mels: int = 64
+    low_freq: float = 50.0
+    high_freq: float = 14000.0
+    seconds: float | None = 7.0
+    padding: Literal["repeat", "repeatpad", "pad"] = "repeat"
+
+    def __post_init__(self):
+        _check_sizes(self)
+        if self.hop < 1 or self.n_fft < 8 or self.n_fft % 8:
+            raise ConfigError(f"n_fft={self.n_fft}, hop={self.hop}: expected a multiple of 8, and at least 1 sample")
+        if not 0 <= self.low_freq < self.high_freq <= self.sample_rate / 2:
+            raise ConfigError(
+                f"low_freq, high_freq: {self.low_freq} to {self.high_freq} Hz is not inside 0 to "
+                f"{self.sample_rate / 2} Hz (Nyquist)"
+            )
+        if self.padding not in ("repeat", "repeatpad", "pad"):
+            raise ConfigError(f"padding: expected 'repeat', 'repeatpad' or 'pad', got {self.padding!r}")
+        if self.samples is not None and self.samples <= self.n_fft // 2:
+            raise ConfigError(f"seconds: expected more than n_fft / 2 samples or None, got {self.seconds!r}")
+
+    @property
+    def samples(self) -> int | None:
+        """Samples of the clip that is transformed; None = all of it."""
+        return None if self.seconds is None else round(self.seconds * self.sample_rate)
+
+    @property
+    def frames(self) -> int | None:
+        """Frames of such a clip."""
+        return None if self.samples is None else 1 + self.samples // self.hop
+
+    @property
+    def max_seconds(self) -> float | None:
+        """Seconds of a clip that the features depend on; None = all."""
+        return self.seconds
+
+    @property
+    def feature_shape(self) -> tuple[int | None, int]:
+        """(frames, mels)."""
+        return self.frames, self.num_mels
+
+    def numpy(self, wave: np.ndarray) -> np.ndarray:
+        """`wave [n]` at `sample_rate` -> `[frames, num_mels]` float32."""
+        wave, reach = _one_channel(wave), self.n_fft // 2
+        if self.samples is not None:
+            wave = _fit(np.tile(wave, self._repeats(max(1, len(wave)))), self.samples)
+        if len(wave) <= reach:
+            return np.zeros((0, self.num_mels), np.float32)
+        rows = sliding_window_view(np.pad(wave, reach, mode="reflect"), self.n_fft)[:: self.hop]
+        return _by_blocks(self._log_mel, rows).astype(np.float32)
+
+    def jax(self, waves: Array, lengths: Array) -> Array:
+        """`waves [B, n]`, of which row b holds `lengths[b]` samples -> `[B, frames, num_mels]` float32.
+
+        Rows past a clip's own last frame are zero where `seconds` is None.
+        """
+        waves, lengths = _batch(waves, lengths)
+        if self.samples is not None:
+            sample, whole = jnp.arange(self.samples), jnp.maximum(lengths, 1)[:, None]
+            heard = jnp.take_along_axis(_fit_axis1(waves, max(1, waves.shape[1])), sample % whole, axis=1)
+            waves = jnp.where(sample < self._repeats(whole) * lengths[:, None], heard, 0.0)
+            lengths = jnp.full_like(lengths, self.samples)
+        rows, reach = 1 + waves.shape[1] // self.hop, self.n_fft // 2
+        frames = frame(_reflected(waves, lengths, reach), self.n_fft, self.hop, rows)
+        power = windowed_power(frames, _window("periodic", self.n_fft), self.n_fft)
+        filters = jnp.asarray(self._filters(), jnp.float32)
+        log_mel = 10.0 * jnp.log10(jnp.maximum(jnp.matmul(power, filters, precision="highest"), 1e-10))
+        count = jnp.where(lengths > reach, 1 + lengths // self.hop, 0)[:, None, None]
+        return jnp.where(jnp.arange(rows)[:, None] < count, log_mel, 0.0)
+
+    def _repeats(self, length):
+        """How often a clip of `length` samples is laid behind itself, an int or an array of them."""
+        if self.padding == "pad":
+            return 1
+        whole = self.samples // length
+        return whole + (whole * length < self.samples if self.padding == "repeat" else whole == 0)
+
+    def _log_mel(self, frames: np.ndarray) -> np.ndarray:
+        power = np.abs(np.fft.rfft(frames * _window("periodic", self.n_fft))) ** 2
+        return 10.0 * np.log10(np.maximum(power @ self._filters(), 1e-10))
+
+    def _filters(self) -> np.ndarray:
+        rate = self.filter_rate or self.sample_rate
+        return slaney_mel_filters(self.num_mels, self.n_fft, rate, self.low_freq, self.high_freq)
+
+
 def _reflected(waves: Array, lengths: Array, reach: int) -> Array:
     """`[B, reach + n + reach]`: each row mirrored around its first sample and around its own last one."""
     n = waves.shape[1]
@@ -259,7 +364,7 @@ def _batch(waves: Array, lengths: Array) -> tuple[Array, Array]:
     return jnp.where(jnp.arange(waves.shape[1]) < lengths[:, None], waves, 0.0), lengths
 
 
-def _check_sizes(config: KaldiFbank | WhisperLogMel) -> None:
+def _check_sizes(config: KaldiFbank | WhisperLogMel | LibrosaLogMel) -> None:
     for name in ("sample_rate", "num_mels", "frames"):
         value = getattr(config, name)
         if value is None and name == "frames":
