@@ -42,6 +42,11 @@ class Rearrange:
         """Parameter -> checkpoint tensor (a view where NumPy can make one)."""
         return einops.rearrange(parameter, f"{self.target} -> {self.source}", **self.sizes)
 
+    @cached_property
+    def undone(self) -> Rearrange:
+        """The way back."""
+        return Rearrange(f"{self.target} -> {self.source}", **self.sizes)
+
     def shape(self, source: Sequence[int]) -> tuple[int, ...]:
         """Shape of the parameter that a tensor of shape `source` makes; ValueError if it does not fit the pattern."""
         if len(source) != len(self._source):
@@ -78,6 +83,7 @@ def _axes(side: str) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(name for name in (inner or single).split() if name != "1") for inner, single in groups)
 
 
+SCALAR = Rearrange(" -> ")
 VECTOR = Rearrange("d -> d")
 TABLE = Rearrange("n d -> n d")
 LINEAR = Rearrange("o i -> i o")

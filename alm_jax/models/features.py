@@ -1,10 +1,12 @@
-"""What an encoder gives to an aligner."""
+"""What an aligner is given: an encoder's features, and text for those that read it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 
 @jax.tree_util.register_dataclass
@@ -19,6 +21,22 @@ class Features:
 
     values: jax.Array
     mask: jax.Array | None = None
+
+
+class AlignerText(NamedTuple):
+    """What an aligner that reads text is given.
+
+    Attributes:
+        tokens: int32 [B, L] ids of the aligner's own vocabulary. mask: bool [B, L], False where there is padding.
+    """
+
+    tokens: jax.Array
+    mask: jax.Array
+
+    @classmethod
+    def none(cls, rows: int) -> AlignerText:
+        """No text, of length 0."""
+        return cls(jnp.zeros((rows, 0), jnp.int32), jnp.zeros((rows, 0), bool))
 
 
 def pool_steps(x: jax.Array, factor: int) -> jax.Array:

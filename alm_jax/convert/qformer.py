@@ -1,0 +1,112 @@
+"""APT's Q-Former, named as BLIP-2's (official `Qformer.py`, `lam_qformer.py`, `lam_vicuna_instruct.py`)."""
+
+from __future__ import annotations
+
+from alm_jax.convert.formats import TensorFile
+from alm_jax.convert.rules import LINEAR, SCALAR, TABLE, VECTOR, Rearrange, Rule, Table, each
+from alm_jax.convert.sizes import count, heads_of, number, settings_of, shape_of
+from alm_jax.models.aligners.qformer import PretrainingConfig, QFormerConfig
+
+_HEAD_WIDTH = 64  # of every published BERT, where nothing tells it
+_BERT, _WORDS = "Qformer.bert.", "Qformer.cls.predictions."
+
+_ATTENTION = {"q": "self.query", "k": "self.key", "v": "self.value", "o": "output.dense"}
+# Of a block: ours, theirs.
+_BLOCK = {
+    **{f"attn.{ours}": f"attention.{theirs}" for ours, theirs in _ATTENTION.items()},
+    "attn_norm": "attention.output.LayerNorm",
+    "mlp.up": "intermediate.dense",
+    "mlp.down": "output.dense",
+    "mlp_norm": "output.LayerNorm",
+    "query_mlp.up": "intermediate_query.dense",
+    "query_mlp.down": "output_query.dense",
+    "query_mlp_norm": "output_query.LayerNorm",
+}
+_CROSS = {
+    **{f"attn.{ours}": f"crossattention.{theirs}" for ours, theirs in _ATTENTION.items()},
+    "norm": "crossattention.output.LayerNorm",
+}
+# Of the alignment stage, but for the words' head and the temperature.
+_HEADS = {"audio_proj": "audio_proj", "text_proj": "text_proj", "match": "itm_head"}
+
+
+def official(config: QFormerConfig) -> Table:
+    """`query_tokens`, `ln_audio`, `Qformer.bert.*`, and what the config has of `llm_proj` and the alignment stage."""
+    layer = _BERT + "encoder.layer.{i}."
+    table = Table(
+        rules=(
+            Rule("queries", "query_tokens", Rearrange("1 n d -> n d")),
+            Rule("embed.embedding", _BERT + "embeddings.word_embeddings.weight", TABLE),
+            Rule("pos_embed", _BERT + "embeddings.position_embeddings.weight", TABLE),
+            *_pair("audio_norm", "ln_audio"),
+            *_pair("norm", _BERT + "embeddings.LayerNorm"),
+            *_stacked("blocks.", layer, _BLOCK, range(config.depth)),
+            *_stacked("cross.", layer, _CROSS, range(0, config.depth, config.cross_every)),
+            *(() if config.out_dim is None else _pair("proj", "llm_proj")),
+        ),
+        dead=(_BERT + "embeddings.position_ids",),
+    )
+    return table + (_no_heads() if config.pretraining is None else _heads())
+
+
+def _heads() -> Table:
+    embedding = _BERT + "embeddings.word_embeddings.weight"
+    return Table(
+        rules=(
+            *(rule for ours, theirs in _HEADS.items() for rule in _pair(f"heads.{ours}", theirs)),
+            *_pair("heads.transform", _WORDS + "transform.dense"),
+            *_pair("heads.norm", _WORDS + "transform.LayerNorm"),
+            Rule("heads.word_bias", _WORDS + "bias", VECTOR),
+            Rule("heads.temperature", "temp", SCALAR),
+        ),
+        tied=((_WORDS + "decoder.weight", embedding), (_WORDS + "decoder.bias", _WORDS + "bias")),
+    )
+
+
+def _no_heads() -> Table:
+    return Table(ignored=("Qformer.cls.*", "temp", *(f"{theirs}.*" for theirs in _HEADS.values())))
+
+
+def _pair(path: str, key: str) -> tuple[Rule, Rule]:
+    """Weight and bias of a linear layer or a norm."""
+    return _weight(path, f"{key}.weight"), Rule(f"{path}.bias", f"{key}.bias", VECTOR)
+
+
+def _stacked(path: str, pattern: str, names: dict[str, str], layers: range) -> tuple[Rule, ...]:
+    rules = []
+    for ours, theirs in names.items():
+        rules.append(_weight(path + ours, each(f"{pattern}{theirs}.weight", layers)))
+        rules.append(Rule(f"{path}{ours}.bias", each(f"{pattern}{theirs}.bias", layers), VECTOR))
+    return tuple(rules)
+
+
+def _weight(path: str, keys: str | tuple[str, ...]) -> Rule:
+    return Rule(f"{path}.scale", keys, VECTOR) if path.endswith("norm") else Rule(f"{path}.kernel", keys, LINEAR)
+
+
+def sizes(file: TensorFile) -> QFormerConfig:
+    """Sizes read off a file; `heads` is 0 where nothing tells them and heads of the usual width do not divide."""
+    keys, default = list(file.keys()), QFormerConfig()
+    queries = shape_of(file, r"query_tokens$", 3) or (1, default.queries, default.hidden)
+    words = shape_of(file, r"word_embeddings\.weight$", 2) or (default.vocab_size, queries[2])
+    positions = shape_of(file, r"position_embeddings\.weight$", 2)
+    features = shape_of(file, r"crossattention\.self\.key\.weight$", 2)
+    hidden = shape_of(file, r"intermediate\.dense\.weight$", 2)
+    out = shape_of(file, r"llm_proj\.weight$", 2)
+    compared = shape_of(file, r"(?:^|\.)text_proj\.weight$", 2)
+    depth = count(keys, r"Qformer\.bert\.encoder\.layer\.(\d+)\.") or default.depth
+    last = count(keys, r"layer\.(\d+)\.crossattention\.") - 1
+    groups = len({key for key in keys if key.endswith("crossattention.self.key.weight")})
+    return QFormerConfig(
+        dim=features[1] if features else default.dim,
+        out_dim=out[0] if out else None,
+        queries=queries[1],
+        hidden=queries[2],
+        depth=depth,
+        heads=number(file, settings_of(file), "num_attention_heads", int, heads_of(queries[2], _HEAD_WIDTH)),
+        mlp_dim=hidden[0] if hidden else default.mlp_dim,
+        cross_every=last // (groups - 1) if groups > 1 else depth,
+        vocab_size=words[0],
+        positions=positions[0] if positions else default.positions,
+        pretraining=PretrainingConfig(compared[0]) if compared else None,
+    )

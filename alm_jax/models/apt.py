@@ -1,0 +1,107 @@
+"""APT: Acoustic Prompt Tuning (Liang et al. 2023): Audio-MAE, an instruction-aware Q-Former, a frozen LLaMA.
+
+Its parts, its layout and the losses of its alignment stage as the published code has them; where the paper differs it
+is said beside the value.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from alm_jax.models.aligners.qformer import QFormer
+from alm_jax.models.features import AlignerText
+
+SMOOTHING = 0.1  # of labels, in contrasting and in text generation; not in the paper
+
+
+class AlignmentLosses(NamedTuple):
+    """The three losses of the alignment stage, whose sum is minimised (appendix A; official `lam_qformer.py`)."""
+
+    contrast: jax.Array
+    match: jax.Array
+    text: jax.Array
+
+
+def alignment_losses(aligner: QFormer, audio: jax.Array, text: AlignerText, key: jax.Array) -> AlignmentLosses:
+    """Losses of B clips and their texts, row by row; negatives are the other rows.
+
+    Args:
+        aligner: with `pretraining` heads. audio: normalised features [B, T, dim] (`QFormer.normalise`).
+        text: `[CLS] ... [SEP]` and padding. key: of the drawn negatives and of dropout.
+    """
+    keys = jax.random.split(key, 4)
+    similar = similarities(aligner, audio, text, keys[0])
+    clips, texts = draw_negatives(similar, keys[1])
+    return AlignmentLosses(
+        contrast_loss(similar),
+        match_loss(matches(aligner, *matching_rows(audio, text, clips, texts), keys[2])),
+        text_loss(aligner, audio, text, keys[3]),
+    )
+
+
+def similarities(aligner: QFormer, audio: jax.Array, text: AlignerText, key: jax.Array | None = None) -> jax.Array:
+    """float32 [clips, texts]: cosine of each text with a clip's most similar query, over the learnt temperature."""
+    queries, words = aligner.heads.compared(*aligner.outputs(audio, text, "unimodal", key))
+    cosines = jnp.einsum("bqe,te->btq", queries, words, preferred_element_type=jnp.float32)
+    return cosines.max(-1) / aligner.heads.temperature[...]
+
+
+def contrast_loss(similar: jax.Array) -> jax.Array:
+    """Clip i belongs to text i: cross-entropy along both axes of [clips, texts], averaged."""
+    own = jnp.arange(similar.shape[0])
+    return (_cross_entropy(similar, own, SMOOTHING).mean() + _cross_entropy(similar.T, own, SMOOTHING).mean()) / 2
+
+
+def negative_weights(similar: jax.Array) -> jax.Array:
+    """How likely each column is drawn as the negative of a row [n, n]: by similarity; never the row's own."""
+    return jnp.where(jnp.eye(similar.shape[0], dtype=bool), 0.0, jax.nn.softmax(similar, axis=-1) + 1e-4)
+
+
+def draw_negatives(similar: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Hard negatives of [clips, texts]: for each text another clip int [B], for each clip another text int [B]."""
+    keys = jax.random.split(key)
+    draw = lambda key, scores: jax.random.categorical(key, jnp.log(negative_weights(scores)))
+    return draw(keys[0], similar.T), draw(keys[1], similar)
+
+
+def matching_rows(audio: jax.Array, text: AlignerText, clips: jax.Array, texts: jax.Array):
+    """(audio [3B, ...], text [3B, L]): pairs, then each text with another clip, then each clip with another text."""
+    other = AlignerText(text.tokens[texts], text.mask[texts])
+    join = lambda *parts: jnp.concatenate(parts)
+    return join(audio, audio[clips], audio), AlignerText(*map(join, text, text, other))
+
+
+def matches(aligner: QFormer, audio: jax.Array, text: AlignerText, key: jax.Array | None = None) -> jax.Array:
+    """Whether each text is about its clip: logits [B, (no, yes)], averaged over the queries."""
+    queries, _ = aligner.outputs(audio, text, "bidirectional", key)
+    return aligner.heads.match(queries).mean(1)
+
+
+def match_loss(logits: jax.Array) -> jax.Array:
+    """Cross-entropy of logits [3B, 2] of `matching_rows`, a third of which match."""
+    labels = (jnp.arange(logits.shape[0]) < logits.shape[0] // 3).astype(jnp.int32)
+    return _cross_entropy(logits, labels).mean()
+
+
+def text_logits(aligner: QFormer, audio: jax.Array, text: AlignerText, key: jax.Array | None = None) -> jax.Array:
+    """Next-word logits [B, L, vocab] of each text, begun with `[DEC]` in place of `[CLS]`, given the clip's queries."""
+    begun = AlignerText(text.tokens.at[:, 0].set(aligner.config.begin_id), text.mask)
+    _, words = aligner.outputs(audio, begun, "causal", key)
+    return aligner.heads.words(words, aligner.embed)
+
+
+def text_loss(aligner: QFormer, audio: jax.Array, text: AlignerText, key: jax.Array | None = None) -> jax.Array:
+    """Token mean of the smoothed cross-entropy of each text's words after the first."""
+    logits = text_logits(aligner, audio, text, key)[:, :-1]
+    counted = text.mask[:, 1:].astype(jnp.float32)
+    return (_cross_entropy(logits, text.tokens[:, 1:], SMOOTHING) * counted).sum() / counted.sum()
+
+
+def _cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> jax.Array:
+    """[..., n] and int [...] -> float32 [...]; a share `smoothing` of each label is spread over all n."""
+    logits = logits.astype(jnp.float32)
+    own = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - (1 - smoothing) * own - smoothing * logits.mean(-1)
