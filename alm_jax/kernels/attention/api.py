@@ -21,6 +21,7 @@ def attention(
     kv_segment_ids: jax.Array | None = None,
     causal: bool = False,
     prefix: int = 0,
+    bias: jax.Array | None = None,
     scale: float | None = None,
     implementation: Implementation = "auto",
 ) -> jax.Array:
@@ -31,6 +32,7 @@ def attention(
         q_segment_ids, kv_segment_ids: int [B, L] and [B, S], both or none; a key is seen iff its id is not 0 and equals
             the query's.
         causal: query i sees keys 0..i only (L = S). prefix: the first keys, which every query sees all the same.
+        bias: [H, L, S], added to the scaled scores (positions in a window).
         scale: of the scores; D**-0.5 by default.
 
     Returns:
@@ -42,12 +44,12 @@ def attention(
     if implementation == "reference":
         chosen = reference
     else:
-        refusal = cudnn.refusal(q, k, prefix)
+        refusal = cudnn.refusal(q, k, prefix, bias)
         if refusal and implementation == "cudnn":
             raise ConfigError(f"cuDNN attention cannot do this call: {refusal}")
         chosen = reference if refusal else cudnn
     masks = {"q_segment_ids": q_segment_ids, "kv_segment_ids": kv_segment_ids, "causal": causal, "prefix": prefix}
-    return chosen.attention(q, k, v, scale=scale, **masks)
+    return chosen.attention(q, k, v, bias=bias, scale=scale, **masks)
 
 
 def decode_attention(

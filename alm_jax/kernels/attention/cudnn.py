@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from alm_jax.kernels.attention.reference import segment_mask
 
 
-def refusal(q: jax.Array, k: jax.Array, prefix: int = 0) -> str | None:
+def refusal(q: jax.Array, k: jax.Array, prefix: int = 0, bias: jax.Array | None = None) -> str | None:
     """Why cuDNN cannot do this call, in words; None if it can."""
     if jax.default_backend() != "gpu":
         return f"it needs a GPU, the default backend is {jax.default_backend()}"
@@ -18,11 +18,13 @@ def refusal(q: jax.Array, k: jax.Array, prefix: int = 0) -> str | None:
         return f"it needs a head width of at most 128 and a multiple of 8, got {q.shape[-1]}"
     if prefix:
         return f"it has no causal mask with a prefix, got prefix {prefix}"
+    if bias is not None:
+        return "it gives no gradient of a bias under a mask"
     return None
 
 
-def attention(q, k, v, *, q_segment_ids=None, kv_segment_ids=None, causal=False, prefix=0, scale=None):
-    """See `api.attention`; `prefix` is 0 (`refusal`)."""
-    del prefix
+def attention(q, k, v, *, q_segment_ids=None, kv_segment_ids=None, causal=False, prefix=0, bias=None, scale=None):
+    """See `api.attention`; `prefix` is 0 and `bias` None (`refusal`)."""
+    del prefix, bias
     mask = None if q_segment_ids is None else segment_mask(q_segment_ids, kv_segment_ids)
     return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, scale=scale, implementation="cudnn")

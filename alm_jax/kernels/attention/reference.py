@@ -12,7 +12,7 @@ def segment_mask(q_segment_ids: jax.Array, kv_segment_ids: jax.Array) -> jax.Arr
     return (same & (kv_segment_ids != 0)[:, None, :])[:, None]
 
 
-def attention(q, k, v, *, q_segment_ids=None, kv_segment_ids=None, causal=False, prefix=0, scale=None):
+def attention(q, k, v, *, q_segment_ids=None, kv_segment_ids=None, causal=False, prefix=0, bias=None, scale=None):
     """See `api.attention`. A query that sees no key gets the mean of all values, as in the published PyTorch code."""
     mask = None
     if q_segment_ids is not None:
@@ -21,7 +21,8 @@ def attention(q, k, v, *, q_segment_ids=None, kv_segment_ids=None, causal=False,
         lower = jnp.tril(jnp.ones((q.shape[1], k.shape[1]), bool))[None, None]
         lower |= jnp.arange(k.shape[1]) < prefix
         mask = lower if mask is None else mask & lower
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, scale=scale, implementation="xla")
+    bias = None if bias is None else bias[None]
+    return jax.nn.dot_product_attention(q, k, v, bias, mask, scale=scale, implementation="xla")
 
 
 def decode_attention(q, k_new, v_new, k_cache, v_cache, *, q_segment_ids, kv_segment_ids, scale=None):
