@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from itertools import pairwise
 from math import prod
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from alm_jax.convert.formats import TensorFile
@@ -29,6 +31,44 @@ class Fill:
     rule: Rule
     file: TensorFile
     names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A parameter that stays in its file until it, or one entry of its first axis, is asked for.
+
+    `np.asarray(stored)` and `stored[layer]` read, in the file's own dtype, nothing but what they give. A tensor that is
+    rearranged by moving axes comes as a view, so that to move them back costs nothing.
+    """
+
+    fill: Fill
+    shape: tuple[int, ...]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The narrowest that holds all layers."""
+        return reduce(jnp.promote_types, {self.fill.file.dtype(name) for name in self.fill.names})
+
+    def dtype_of(self, layer: int) -> np.dtype:
+        """Of one entry of the first axis, as it is stored."""
+        return self.fill.file.dtype(self.fill.names[layer if self.fill.rule.stacked else 0])
+
+    def __getitem__(self, layer: int) -> np.ndarray:
+        if self.fill.rule.stacked:
+            return self._read(self.fill.names[layer], [(0, size) for size in self.shape[1:]])
+        return self._read(self.fill.names[0], [(layer, layer + 1), *((0, size) for size in self.shape[1:])])[0]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if self.fill.rule.stacked:
+            values = np.stack([self[layer] for layer in range(self.shape[0])], dtype=self.dtype)
+        else:
+            values = self._read(self.fill.names[0], [(0, size) for size in self.shape])
+        return values if dtype is None else values.astype(dtype, copy=False)
+
+    def _read(self, name: str, bounds: list[tuple[int, int]]) -> np.ndarray:
+        rule, file = self.fill.rule, self.fill.file
+        block, rest = rule.window(tuple(slice(*bound) for bound in bounds), file.shape(name))
+        return np.asarray(rule.arrange.forward(file.read(name, block))[rest])
 
 
 def read(fill: Fill, shape: tuple[int, ...], dtype: Any, sharding: jax.sharding.Sharding) -> jax.Array:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from alm_jax.core.errors import CheckpointError
 
 
 def write_text(path: Path, text: str) -> None:
@@ -18,3 +23,34 @@ def write_text(path: Path, text: str) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A folder to fill, which stands at `target` once the block has ended without an error, and nowhere otherwise.
+
+    It is made beside `target`, so that one rename publishes it; a killed process leaves `.NAME.*.partial` there.
+
+    Raises:
+        CheckpointError: `target` holds something already, or cannot be written.
+    """
+    target = target.expanduser().resolve()
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        if target.exists() and not target.is_dir():
+            raise CheckpointError(f"{target} is a file: give a new or empty folder")
+        if target.is_dir() and (held := sorted(entry.name for entry in target.iterdir())):
+            raise CheckpointError(f"{target} holds {_some(held)} already: give a new or empty folder")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir()
+        try:
+            yield partial
+            os.replace(partial, target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        raise CheckpointError(f"{target}: cannot be written: {error}") from error
+
+
+def _some(names: list[str], limit: int = 4) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

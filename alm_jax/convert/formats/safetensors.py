@@ -1,12 +1,14 @@
 """safetensors: a JSON header of names, types and offsets, then the bytes.
 
-The header is read here and not by the `safetensors` package because its reader maps the file (the pages count as
-resident memory beside the arrays), stops at the first fault, and knows bfloat16 in NumPy only of late.
+Files are read and written here and not by the `safetensors` package because its reader maps the file (the pages count
+as resident memory beside the arrays), stops at the first fault, and knows bfloat16 in NumPy only of late; its writer
+wants all tensors of a file in memory at once.
 """
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ DTYPES = {
     "F8_E4M3": ml_dtypes.float8_e4m3fn,
     "F8_E5M2": ml_dtypes.float8_e5m2,
 }
+_NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 _MAX_HEADER = 100_000_000  # the format's own bound
 
 
@@ -104,3 +107,58 @@ def _extent(entry: dict[str, Any], data: int) -> Extent:
     if end - begin != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"{end - begin} bytes for {entry['dtype']} of shape {shape}")
     return Extent(data + begin, dtype, shape)
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor to be written, whose values are made when they are asked for.
+
+    Attributes:
+        key, shape, dtype: as they will stand in the file.
+        pieces: yields the values in row-major order, in pieces along the first axis.
+    """
+
+    key: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    pieces: Callable[[], Iterator[np.ndarray]]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def read(self) -> np.ndarray:
+        """All values, contiguous."""
+        pieces = list(self.pieces())
+        whole = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        return np.ascontiguousarray(whole).reshape(self.shape)
+
+
+def write_safetensors(path: Path, tensors: Iterable[Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a file; the host holds one piece of one tensor at a time.
+
+    Tensors stand in their order, those of wider numbers first, so that each is aligned to its own width.
+
+    Raises:
+        OSError: the disk refuses. CheckpointError: a dtype that the format does not have.
+    """
+    tensors = sorted(tensors, key=lambda tensor: -tensor.dtype.itemsize)
+    if odd := [f"{tensor.key} ({tensor.dtype})" for tensor in tensors if tensor.dtype not in _NAMES]:
+        raise CheckpointError(f"safetensors files cannot hold {', '.join(odd)}")
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for tensor in tensors:
+        offsets = [end, end := end + tensor.nbytes]
+        header[tensor.key] = {"dtype": _NAMES[tensor.dtype], "shape": tensor.shape, "data_offsets": offsets}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors:
+            written = 0
+            for piece in tensor.pieces():
+                # as bytes: ml_dtypes have no buffer protocol
+                written += file.write(np.ascontiguousarray(piece).reshape(-1).view(np.uint8))
+            if written != tensor.nbytes:
+                raise CheckpointError(f"{tensor.key} has {written} bytes, expected {tensor.nbytes}")
