@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from alm_jax.infer.generate import steps
 from alm_jax.infer.sampling import LTU_SAMPLING, Sampling, warp
 from golden import ltu_training
 from golden.ltu_model import Fixture, mean_loss, official_batch, read, text_logits
-from golden.report import DOCUMENTATION, GRADIENT, TOLERANCE, Report
+from golden.report import GRADIENT, TOLERANCE, Computed, Report
 
 _INPUTS = ("fbank", "input_ids", "text_attention_mask", "attention_mask", "labels*", "gen_prompt_*")
 _PATCH_STRIDE = 73  # of probes that hold some patches only
@@ -34,30 +32,13 @@ def check_training(prefix: Path, report: Report) -> None:
 def check_model(prefix: Path, report: Report) -> None:
     """A fixture of the model alone."""
     fixture = read(prefix)
-    used = {name for name in fixture.io if any(fnmatchcase(name, pattern) for pattern in _INPUTS)}
-    report.input(used)
     results = _Results(fixture)
-    for name in fixture.io:
-        if name in used:
-            continue
-        if any(fnmatchcase(name, pattern) for pattern in DOCUMENTATION):
-            report.skip(name)
-            continue
-        found = _find(name)
-        if found is None:
-            report.fail(f"{name}: recorded, but nothing here computes it")
-            continue
-        compute, arguments, tolerance = found
-        ours = compute(results, *arguments)
-        if tolerance is None:
-            report.same(name, ours, fixture.io[name])
-        else:
-            report.compare(name, ours, fixture.io[name], tolerance)
+    report.account(fixture.io, inputs=_INPUTS, computed=_COMPUTED, results=results)
     results.compare_gradient_norms(report)
 
 
 class _Results:
-    """Our side of every recorded array; each method's pattern stands in `_PATTERNS`."""
+    """Our side of every recorded array; each method's pattern stands in `_COMPUTED`."""
 
     def __init__(self, fixture: Fixture):
         self.io, self.sizes, self.config = fixture.io, fixture.sizes, fixture.config
@@ -194,8 +175,7 @@ def _official_key(short: str) -> str:
     return f"{inner}audio_encoder.{short}"
 
 
-# Recorded name -> (method, tolerance; None: ids that must be equal). Groups of the pattern are the method's arguments.
-_PATTERNS: list[tuple[str, Callable, float | None]] = [
+_COMPUTED: list[Computed] = [
     (r"enc_out", _Results.enc_out, TOLERANCE),
     (r"enc_zero_fbank_probe", _Results.enc_zero, TOLERANCE),
     (r"enc_block_probe", _Results.blocks, TOLERANCE),
@@ -217,10 +197,3 @@ _PATTERNS: list[tuple[str, Callable, float | None]] = [
     (r"gen_ids_textonly_(\d+)", lambda r, row: r.generation(row, heard=False)[0], None),
     (r"warped_scores_step(\d+)_prompt(\d+)", _Results.warped, TOLERANCE),
 ]
-
-
-def _find(name: str) -> tuple[Callable, tuple[str, ...], float | None] | None:
-    for pattern, compute, tolerance in _PATTERNS:
-        if found := re.fullmatch(pattern, name):
-            return compute, found.groups(), tolerance
-    return None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,10 @@ import numpy as np
 # The fixtures' README: features, tokens, losses and logits 1e-5, gradients 1e-4, float16 1e-3, filterbanks 5e-3.
 TOLERANCE, GRADIENT, HALF, FILTERBANK = 1e-5, 1e-4, 1e-3, 5e-3
 DOCUMENTATION = ("predict_class_ranks", "head_single_*", "gen_ids_batched_leftpad_official")
+
+# (Pattern of recorded names, how ours is computed, tolerance; None: ids that must be equal). The function is called
+# with the fixture's results and the groups of the pattern.
+Computed = tuple[str, Callable[..., Any], float | None]
 
 
 def error(ours: Any, theirs: Any) -> float:
@@ -58,6 +64,32 @@ class Report:
         """Something other than a comparison went wrong."""
         self.failed = True
         print(f"  {why}  FAIL")
+
+    def account(
+        self, io: Mapping[str, Any], *, inputs: Sequence[str], computed: Sequence[Computed], results: Any
+    ) -> None:
+        """Compare every recorded array, or count it as input or documentation; one that nothing computes is a failure.
+
+        Args:
+            inputs: shell-style patterns of arrays that are read, not compared. computed: how the others are computed,
+                the first whose pattern fits. results: what the functions are called with.
+        """
+        used = {name for name in io if any(fnmatchcase(name, pattern) for pattern in inputs)}
+        self.input(used)
+        for name in (name for name in io if name not in used):
+            if any(fnmatchcase(name, pattern) for pattern in DOCUMENTATION):
+                self.skip(name)
+                continue
+            found = next((c for c in computed if re.fullmatch(c[0], name)), None)
+            if found is None:
+                self.fail(f"{name}: recorded, but nothing here computes it")
+                continue
+            pattern, compute, tolerance = found
+            ours = compute(results, *re.fullmatch(pattern, name).groups())
+            if tolerance is None:
+                self.same(name, ours, io[name])
+            else:
+                self.compare(name, ours, io[name], tolerance)
 
     def close(self) -> bool:
         """Print the last line; whether the fixture passed."""
