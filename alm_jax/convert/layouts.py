@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from alm_jax.convert import cav_mae, llama, ltu, ltu_as, whisper
+from alm_jax.convert import ast, audio_mae, cav_mae, cnn14, llama, ltu, ltu_as, whisper
 from alm_jax.convert.formats import TensorFile
 from alm_jax.convert.load import fold
 from alm_jax.convert.names import PLAIN, PUBLISHED, Style
@@ -21,13 +21,15 @@ class Layout:
     """One layout of one model or part.
 
     Attributes:
-        signature: patterns, each of which some key of such a file fits; no file of a layout below in the list fits all.
+        signature: patterns, each of which some key of such a file fits; no file of a layout below in the list fits all,
+            but for the `whole` of it.
         table: from the config of the part (`LlamaConfig`, ...) or of the system (`AlmConfig`) to its table.
         sizes: that config, as far as a file tells it (`convert.sizes`); the rest is the default.
         heads: what `config.json` calls the number of attention heads, where tensors do not tell it.
         settings: from the same config to the `config.json` of `transformers`, where that has the model.
         style: how the published files of a model with LoRA spell the keys.
         becomes: of a layout that is read and not written, the one that is written instead.
+        whole: of a part of a larger model (an encoder), the layout of a file that holds all of that.
     """
 
     signature: tuple[str, ...]
@@ -37,6 +39,7 @@ class Layout:
     settings: Callable[[Any], dict[str, Any]] | None = None
     style: Style = PLAIN
     becomes: str = ""
+    whole: str = ""
 
 
 _WHISPER_HEADS = "encoder_attention_heads"
@@ -50,11 +53,40 @@ LAYOUTS = {
     "cav_mae": Layout(
         ("*blocks_a.0.*", "*patch_embed_a.proj.weight"), cav_mae.official, cav_mae.sizes, "audio_num_heads"
     ),
+    "audio_mae": Layout(
+        ("*cls_token", "*patch_embed.proj.weight", "*blocks.0.attn.qkv.weight"),
+        audio_mae.official,
+        audio_mae.sizes,
+        "num_heads",
+    ),
+    "ast_hf": Layout(
+        ("*embeddings.distillation_token", "*layer.0.attention.attention.query.weight"),
+        ast.hf,
+        ast.sizes,
+        settings=ast.to_hf_config,
+    ),
+    "ast_modules": Layout(
+        ("*embeddings.distillation_token", "*layers.0.attention.q_proj.weight"),
+        ast.modules,
+        ast.sizes,
+        settings=ast.to_hf_config,
+    ),
+    "cnn14": Layout(("*bn0.weight", "*conv_block1.conv1.weight"), cnn14.official, cnn14.sizes),
     "whisper_openai": Layout(
-        ("*blocks.0.attn.query.weight", "*conv1.weight"), whisper.openai, whisper.sizes, _WHISPER_HEADS
+        ("*blocks.0.attn.query.weight", "*conv1.weight"),
+        whisper.openai,
+        whisper.sizes,
+        _WHISPER_HEADS,
+        settings=whisper.to_hf_config,
+        whole="whisper_seq2seq_openai",
     ),
     "whisper_hf": Layout(
-        ("*layers.0.self_attn.k_proj.weight", "*conv1.weight"), whisper.hf, whisper.sizes, _WHISPER_HEADS
+        ("*layers.0.self_attn.k_proj.weight", "*conv1.weight"),
+        whisper.hf,
+        whisper.sizes,
+        _WHISPER_HEADS,
+        settings=whisper.to_hf_config,
+        whole="whisper_seq2seq_hf",
     ),
     "whisper_ctranslate2": Layout(
         ("encoder/layer_0/self_attention/*", "encoder/conv1/weight"),
@@ -62,6 +94,28 @@ LAYOUTS = {
         whisper.sizes,
         _WHISPER_HEADS,
         becomes="whisper_hf",
+        whole="whisper_seq2seq_ctranslate2",
+    ),
+    "whisper_seq2seq_openai": Layout(
+        ("*decoder.blocks.0.cross_attn.query.weight", "*conv1.weight"),
+        whisper.openai_seq2seq,
+        whisper.seq2seq_sizes,
+        _WHISPER_HEADS,
+        settings=whisper.seq2seq_to_hf_config,
+    ),
+    "whisper_seq2seq_hf": Layout(
+        ("*decoder.layers.0.encoder_attn.k_proj.weight", "*conv1.weight"),
+        whisper.hf_seq2seq,
+        whisper.seq2seq_sizes,
+        _WHISPER_HEADS,
+        settings=whisper.seq2seq_to_hf_config,
+    ),
+    "whisper_seq2seq_ctranslate2": Layout(
+        ("decoder/layer_0/attention/*", "encoder/conv1/weight"),
+        whisper.ctranslate2_seq2seq,
+        whisper.seq2seq_sizes,
+        _WHISPER_HEADS,
+        becomes="whisper_seq2seq_hf",
     ),
     "llama_gguf": Layout(("blk.0.attn_q.weight", "blk.0.ffn_gate.weight"), llama.gguf, llama.sizes, becomes="llama_hf"),
     "llama_hf": Layout(
@@ -93,15 +147,22 @@ def heads_setting(config: Any) -> str:
     return next(layout.heads for name, layout in LAYOUTS.items() if kind_of(name) is type(config))
 
 
-def detect(keys: Iterable[str]) -> str:
+def detect(keys: Iterable[str], whole: bool = False) -> str:
     """Name of the layout of a file with these keys.
+
+    Args:
+        whole: of a file that holds more than an encoder (Whisper's text decoder), the layout of all of it.
 
     Raises:
         CheckpointError: it is none of `LAYOUTS`.
     """
     keys = list(keys)
+
+    def fits(layout: Layout) -> bool:
+        return all(any(fnmatchcase(key, pattern) for key in keys) for pattern in layout.signature)
+
     for name, layout in LAYOUTS.items():
-        if all(any(fnmatchcase(key, pattern) for key in keys) for pattern in layout.signature):
-            return name
+        if fits(layout):
+            return layout.whole if whole and layout.whole and fits(LAYOUTS[layout.whole]) else name
     some = ", ".join(fold(keys)[:8]) or "no keys"
     raise CheckpointError(f"unknown checkpoint layout: {some}, ...; expected one of {', '.join(LAYOUTS)}")

@@ -73,6 +73,38 @@ def number(file: TensorFile, told: Mapping[str, Any], name: str, kind: type, def
     return kind(value)
 
 
+def from_settings(
+    settings: Mapping[str, Any],
+    names: Mapping[str, str],
+    fixed: Mapping[str, Any] | None = None,
+    problems: Iterable[str] = (),
+) -> dict[str, Any]:
+    """Fields of a config of ours from a `config.json` of `transformers`.
+
+    Args:
+        names: `{field of ours: setting}`. fixed: settings that have one value here; absent, they are taken to have it.
+        problems: what the caller found in other settings.
+
+    Raises:
+        CheckpointError: settings are missing, are numbers that are not above 0 or text where the config has a number,
+            have another value than the fixed one, or there are problems; all of them are listed.
+    """
+    problems = [f"{name} is missing" for name in names.values() if settings.get(name) is None] + list(problems)
+    for name, value in (fixed or {}).items():
+        if settings.get(name, value) != value:
+            problems.append(f"{name} is {settings[name]!r} (expected {value!r})")
+    if problems:
+        raise CheckpointError(
+            f"config.json: not a supported {settings.get('model_type', 'model')}: {'; '.join(problems)}"
+        )
+    return {ours: settings[name] for ours, name in names.items()}
+
+
+def to_settings(config: Any, names: Mapping[str, str]) -> dict[str, Any]:
+    """The settings that `from_settings` reads, of a config of ours."""
+    return {name: getattr(config, ours) for ours, name in names.items()}
+
+
 def count(keys: Iterable[str], pattern: str) -> int:
     """One more than the highest number that the group of `pattern` finds: how many layers there are."""
     found = [int(match[1]) for key in keys if (match := re.search(pattern, key))]

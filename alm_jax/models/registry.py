@@ -10,15 +10,29 @@ from alm_jax.layers.dense import Lora
 from alm_jax.models.aligners.pooled_linear import PooledLinear, PooledLinearConfig
 from alm_jax.models.aligners.tltr import Tltr, TltrConfig
 from alm_jax.models.decoders.llama import Llama, LlamaConfig
+from alm_jax.models.decoders.whisper import WhisperSeq2Seq, WhisperSeq2SeqConfig
+from alm_jax.models.encoders.ast import Ast, AstConfig
+from alm_jax.models.encoders.audio_mae import AudioMae, AudioMaeConfig
 from alm_jax.models.encoders.cav_mae import CavMae, CavMaeConfig
+from alm_jax.models.encoders.cnn14 import Cnn14, Cnn14Config
 from alm_jax.models.encoders.whisper import Whisper, WhisperConfig
 
-ENCODERS = {"cav_mae": (CavMaeConfig, CavMae), "whisper": (WhisperConfig, Whisper)}
+ENCODERS = {
+    "cav_mae": (CavMaeConfig, CavMae),
+    "ast": (AstConfig, Ast),
+    "audio_mae": (AudioMaeConfig, AudioMae),
+    "cnn14": (Cnn14Config, Cnn14),
+    "whisper": (WhisperConfig, Whisper),
+}
 ALIGNERS = {"pooled_linear": (PooledLinearConfig, PooledLinear), "tltr": (TltrConfig, Tltr)}
 DECODERS = {"llama": (LlamaConfig, Llama)}
+MODELS = {"whisper_seq2seq": (WhisperSeq2SeqConfig, WhisperSeq2Seq)}  # whole models, no part of a system
 
 CONFIGS: dict[str, Any] = {
     "cav_mae": CavMaeConfig(),
+    "ast": AstConfig(),
+    "audio_mae": AudioMaeConfig(),
+    "cnn14": Cnn14Config(),
     "whisper_tiny": WhisperConfig(dim=384, heads=6, depth=4),
     "whisper_base": WhisperConfig(),
     "whisper_small": WhisperConfig(dim=768, heads=12, depth=12),
@@ -42,7 +56,7 @@ CONFIGS: dict[str, Any] = {
     "lora": Lora(),
 }
 
-_MODULES = {config: module for table in (ENCODERS, ALIGNERS, DECODERS) for config, module in table.values()}
+_MODULES = {config: module for table in (ENCODERS, ALIGNERS, DECODERS, MODELS) for config, module in table.values()}
 
 
 def module_of(config: Any) -> type:
