@@ -32,6 +32,12 @@ def repo() -> Path:
 
 
 @pytest.fixture(scope="session")
+def golden() -> Path:
+    """Folder of all recorded outputs of official code; the test is skipped where it is absent."""
+    return _shared("golden")
+
+
+@pytest.fixture(scope="session")
 def golden_ltu() -> Path:
     """Folder of recorded outputs of the official LTU code; the test is skipped where it is absent."""
     return _shared("golden", "ltu")

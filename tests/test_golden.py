@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-FIXTURES = ["ltu_tiny", "ltu_tiny_c", "ltuas_tltr_tiny"]
+FIXTURES = ["ltu/ltu_tiny", "ltu/ltu_tiny_c", "ltu/ltuas_tltr_tiny", "apt/apt_audiomae"]
 
 
 def _run(repo, *prefixes):
@@ -16,8 +16,8 @@ def _run(repo, *prefixes):
 
 
 @pytest.mark.golden
-def test_recorded_fixtures(repo, golden_ltu):
-    result = _run(repo, *(golden_ltu / name for name in FIXTURES))
+def test_recorded_fixtures(repo, golden):
+    result = _run(repo, *(golden / name for name in FIXTURES))
     print(result.stdout)
     assert result.returncode == 0, result.stdout + result.stderr
     last = [line for line in result.stdout.splitlines() if line.startswith("golden ")]
