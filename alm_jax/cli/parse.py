@@ -9,6 +9,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
@@ -60,6 +61,12 @@ def parse_config(config: Options, args: list[str], command: str) -> Options:
             description="every value of the config is a flag:",
             config=_CONFIG,
         )
+
+
+def check_folder(out: Path) -> None:
+    """Raise UsageError if `--out` is a file."""
+    if out.is_file():
+        raise UsageError(f"--out {out} is a file; give a folder")
 
 
 def overridden(config: Options, settings: tuple[str, ...]) -> Options:

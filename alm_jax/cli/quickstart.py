@@ -12,8 +12,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from alm_jax.cli.parse import parse
-from alm_jax.core.errors import UsageError
+from alm_jax.cli.parse import check_folder, parse
 
 CONFIG, TINY_CONFIG = "ltu_as/smollm2_whisper_base", "ltu/tiny"
 _NAMES = {
@@ -62,8 +61,7 @@ def run(args: list[str]) -> int:
     """Train what is not trained yet, score what is not scored yet, and show it."""
     options = parse(Quickstart, args, "quickstart")
     out = (options.out or Path("runs/quickstart-tiny" if options.tiny else "runs/quickstart")).absolute()
-    if out.is_file():
-        raise UsageError(f"--out {out} is a file; give a folder")
+    check_folder(out)
     began = time.monotonic()
     stopped = _train(TINY_CONFIG if options.tiny else CONFIG, out)
     if stopped:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from alm_jax.cli.parse import parse
+from alm_jax.cli.parse import check_folder, parse
 from alm_jax.data.scenes import SceneConfig
 
 
@@ -45,6 +45,7 @@ class Scenes:
 def run(args: list[str]) -> int:
     """Compose scenes as `args` say, and print where the rows are."""
     options = parse(Scenes, args, "scenes")
+    check_folder(options.out)
 
     from alm_jax.cli.display import progress
     from alm_jax.data.manifest import choose_clips

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from alm_jax.cli.parse import overridden, parse, parse_settings
+from alm_jax.cli.parse import check_folder, overridden, parse, parse_settings
 from alm_jax.core.config import load_config_file
 from alm_jax.core.errors import UsageError
 
@@ -44,6 +44,7 @@ class Sweep:
 def run(args: list[str]) -> int:
     """Run the sweep that `args` describe, print its table, and return 1 if a run is not done."""
     options = parse(Sweep, args, "sweep")
+    check_folder(options.out)
 
     from alm_jax.cli.sweep_report import report
     from alm_jax.cli.sweep_runs import plan_runs, run_all

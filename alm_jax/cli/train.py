@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from alm_jax.cli.parse import overridden, parse_config, parse_known
+from alm_jax.cli.parse import check_folder, overridden, parse_config, parse_known
 from alm_jax.core.config import load_config_file
 from alm_jax.core.errors import CheckpointError
 
@@ -42,6 +42,7 @@ def run(args: list[str]) -> None:
     if args and not args[0].startswith("-") and {"-h", "--help"} & set(args):
         parse_config(read_experiment(args[0]), ["--help"], f"train {args[0]}")
     options, flags = parse_known(Train, args, "train")
+    check_folder(options.out)
     experiment = overridden(read_experiment(options.config), options.set)
     experiment = parse_config(experiment, flags, "train")
 

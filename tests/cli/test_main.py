@@ -115,3 +115,10 @@ def test_as_a_module():
     done = subprocess.run([sys.executable, "-m", "alm_jax", "nothing"], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("alm: error: no command 'nothing'.")
+
+
+@pytest.mark.parametrize("command", ["quickstart --tiny", "train ltu/tiny", "sweep ltu/tiny", "scenes"])
+def test_an_out_that_is_a_file(command, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert cli.main([*command.split(), "--out", str(tmp_path / "file")]) == 2
+    assert "is a file; give a folder" in capsys.readouterr().err

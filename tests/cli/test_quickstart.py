@@ -42,13 +42,3 @@ def test_a_second_run_shows_the_same_without_training(out, capsys):
     assert (out / "metrics.jsonl").read_bytes() == before
     assert "held-out mixtures" in shown and "majority" in shown and "alm ask" in shown
     assert (out / "loss.png").read_bytes()[:4] == b"\x89PNG"
-
-
-def test_an_out_that_cannot_be(tmp_path, capsys):
-    (tmp_path / "file").write_text("")
-    assert main(["quickstart", "--tiny", "--out", str(tmp_path / "file")]) == 2
-    assert "is a file" in capsys.readouterr().err
-    (tmp_path / "notes").mkdir()
-    (tmp_path / "notes" / "mine.txt").write_text("keep")
-    assert main(["quickstart", "--tiny", "--out", str(tmp_path / "notes")]) == 1
-    assert "notes" in capsys.readouterr().err
