@@ -15,17 +15,19 @@ from alm_jax.core.mesh import constrain
 from alm_jax.core.sequence import Batch
 from alm_jax.layers import initializers as init
 from alm_jax.models.aligners.pooled_linear import PooledLinearConfig
+from alm_jax.models.aligners.qformer import QFormerConfig
 from alm_jax.models.aligners.tltr import TltrConfig
 from alm_jax.models.cache import KVCache
 from alm_jax.models.decoders.llama import LlamaConfig
+from alm_jax.models.encoders.audio_mae import AudioMaeConfig
 from alm_jax.models.encoders.cav_mae import CavMaeConfig
 from alm_jax.models.encoders.whisper import WhisperConfig
-from alm_jax.models.features import Features
+from alm_jax.models.features import AlignerText, Features
 from alm_jax.models.registry import module_of
 
 FrontendConfig = KaldiFbank | WhisperLogMel
-EncoderConfig = CavMaeConfig | WhisperConfig
-AlignerConfig = PooledLinearConfig | TltrConfig
+EncoderConfig = CavMaeConfig | WhisperConfig | AudioMaeConfig
+AlignerConfig = PooledLinearConfig | TltrConfig | QFormerConfig
 DecoderConfig = LlamaConfig
 
 
@@ -35,7 +37,8 @@ class AlmConfig:
 
     Attributes:
         frontend: waveform to frames, done where audio is loaded. encoder: frames to features; None if batches already
-            hold features (frozen encoders, computed once). aligner: features to tokens. decoder: the language model.
+            hold features (frozen encoders, computed once). aligner: features to tokens. decoder: the language model;
+            None in a stage that trains the aligner without one.
         taps: encoder layers that the aligner reads (`Whisper.__call__`); None for the encoder's own output.
         pool: encoder steps averaged into one before the aligner.
         indicators: learnt vectors that a layout may place before a clip (APT's `[AUDIO]`).
@@ -44,13 +47,13 @@ class AlmConfig:
     frontend: FrontendConfig
     encoder: EncoderConfig | None
     aligner: AlignerConfig
-    decoder: DecoderConfig
+    decoder: DecoderConfig | None
     taps: tuple[int, ...] | None = None
     pool: int = 1
     indicators: int = 0
 
     def __post_init__(self):
-        if self.aligner.out_dim != self.decoder.dim:
+        if self.decoder is not None and self.aligner.out_dim != self.decoder.dim:
             raise ConfigError(f"aligner.out_dim {self.aligner.out_dim} differs from decoder.dim {self.decoder.dim}")
         if self.encoder is not None and self.encoder.dim != self.aligner.dim:
             raise ConfigError(f"aligner.dim {self.aligner.dim} differs from encoder.dim {self.encoder.dim}")
@@ -73,8 +76,8 @@ class AudioLanguageModel(nnx.Module):
         keys = jax.random.split(key, 4)
         self.encoder = None if config.encoder is None else module_of(config.encoder)(config.encoder, keys[0])
         self.aligner = module_of(config.aligner)(config.aligner, keys[1])
-        self.decoder = module_of(config.decoder)(config.decoder, keys[2])
-        if config.indicators:
+        self.decoder = None if config.decoder is None else module_of(config.decoder)(config.decoder, keys[2])
+        if config.indicators and config.decoder is not None:
             shape = (config.indicators, config.decoder.dim)
             self.indicators = init.normal(keys[3], shape, (ax.POSITION, ax.EMBED))
         self.config = config
@@ -85,25 +88,34 @@ class AudioLanguageModel(nnx.Module):
             return Features(jnp.moveaxis(audio, 1, 0))
         return self.encoder(audio, self.config.taps, self.config.pool)
 
-    def audio_tokens(self, audio: jax.Array) -> jax.Array:
-        """Slots [B, A, ...] -> decoder embeddings [B, A * T, D] of each row."""
-        batch, slots = audio.shape[:2]
-        tokens, _ = self.aligner(self.encode(audio.reshape(batch * slots, *audio.shape[2:])))
-        return tokens.reshape(batch, slots * tokens.shape[1], tokens.shape[2])
+    def audio_tokens(
+        self, audio: jax.Array, text: AlignerText | None = None, key: jax.Array | None = None
+    ) -> jax.Array:
+        """Slots [B, A, ...], and the text [B, A, La] that an aligner may read -> decoder embeddings [B, A * T, D]."""
+        rows, slots = audio.shape[:2]
+        flat = lambda x: x.reshape(rows * slots, *x.shape[2:])
+        tokens, _ = self.aligner(self.encode(flat(audio)), None if text is None else AlignerText(*map(flat, text)), key)
+        return tokens.reshape(rows, slots * tokens.shape[1], tokens.shape[2])
 
-    def embed(self, batch: Batch, dtype: jnp.dtype = jnp.float32) -> jax.Array:
+    def heard(self, batch: Batch, dtype: jnp.dtype = jnp.float32, key: jax.Array | None = None) -> jax.Array:
+        """The aligner tokens [B, A * T, D] of a batch with audio."""
+        text = None if batch.aligner_tokens is None else AlignerText(batch.aligner_tokens, batch.aligner_mask)
+        return self.audio_tokens(batch.audio.astype(dtype), text, key)
+
+    def embed(self, batch: Batch, dtype: jnp.dtype = jnp.float32, key: jax.Array | None = None) -> jax.Array:
         """Decoder input [B, L, D] in `dtype`: text, aligner tokens and indicators, each where its index says."""
         x = self.decoder.embed(batch.tokens, dtype)
         if batch.audio is not None:
-            audio = self.audio_tokens(batch.audio.astype(dtype))
+            audio = self.heard(batch, dtype, key)
             x = _place(x, batch.audio_index, jnp.take_along_axis(audio, _at(batch.audio_index), axis=1))
         if self.config.indicators:
             x = _place(x, batch.indicator_index, self.indicators[...].astype(dtype)[_at(batch.indicator_index)[..., 0]])
         return constrain(x, ax.BATCH, ax.LENGTH, None)
 
     def hidden(self, batch: Batch, key: jax.Array | None = None, dtype: jnp.dtype = jnp.float32) -> jax.Array:
-        """Hidden states [B, L, D]; `key` turns dropout on."""
-        x = self.embed(batch, dtype)
+        """Hidden states [B, L, D]; `key` turns on what is random in training (dropout, an aligner's noise)."""
+        embed_key, key = (None, None) if key is None else jax.random.split(key)
+        x = self.embed(batch, dtype, embed_key)
         return self.decoder(x, batch.positions, batch.q_segment_ids, batch.kv_segment_ids, key)
 
     def logits(self, hidden: jax.Array) -> jax.Array:

@@ -8,6 +8,7 @@ from alm_jax.core.config import did_you_mean
 from alm_jax.core.errors import ConfigError
 from alm_jax.layers.dense import Lora
 from alm_jax.models.aligners.pooled_linear import PooledLinear, PooledLinearConfig
+from alm_jax.models.aligners.qformer import PretrainingConfig, QFormer, QFormerConfig
 from alm_jax.models.aligners.tltr import Tltr, TltrConfig
 from alm_jax.models.decoders.llama import Llama, LlamaConfig
 from alm_jax.models.decoders.whisper import WhisperSeq2Seq, WhisperSeq2SeqConfig
@@ -24,7 +25,11 @@ ENCODERS = {
     "cnn14": (Cnn14Config, Cnn14),
     "whisper": (WhisperConfig, Whisper),
 }
-ALIGNERS = {"pooled_linear": (PooledLinearConfig, PooledLinear), "tltr": (TltrConfig, Tltr)}
+ALIGNERS = {
+    "pooled_linear": (PooledLinearConfig, PooledLinear),
+    "tltr": (TltrConfig, Tltr),
+    "qformer": (QFormerConfig, QFormer),
+}
 DECODERS = {"llama": (LlamaConfig, Llama)}
 MODELS = {"whisper_seq2seq": (WhisperSeq2SeqConfig, WhisperSeq2Seq)}  # whole models, no part of a system
 
@@ -40,6 +45,8 @@ CONFIGS: dict[str, Any] = {
     "whisper_large_v1": WhisperConfig(dim=1280, heads=20, depth=32),
     "pooled_linear": PooledLinearConfig(),
     "tltr": TltrConfig(),
+    "qformer": QFormerConfig(),
+    "qformer_pretraining": PretrainingConfig(),
     "vicuna_7b": LlamaConfig(),
     "vicuna_13b": LlamaConfig(dim=5120, depth=40, heads=40, kv_heads=40, mlp_dim=13824),
     "smollm2_135m": LlamaConfig(

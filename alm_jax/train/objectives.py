@@ -36,11 +36,10 @@ def heard_words(model: Any, batch: Batch, weight: jax.Array, key: jax.Array | No
     to the embeddings of the words for what is heard before any language model is run, at a tenth of the cost of
     `next_token`: a first stage for aligners that begin at random. Not from a paper.
     """
-    del key  # aligners have no dropout
     embed = model.decoder.embed
     square = jnp.mean(jnp.sum(jnp.square(embed.embedding[...].astype(jnp.float32)), axis=-1))
     # A token as long as a text embedding can be sure of its word, so that the decoder gets what it is used to reading.
-    scores = embed.attend(model.audio_tokens(batch.audio.astype(dtype))) * (_SURE / jax.lax.stop_gradient(square))
+    scores = embed.attend(model.heard(batch, dtype, key)) * (_SURE / jax.lax.stop_gradient(square))
     words = jax.nn.log_softmax(scores)
     targets = jnp.broadcast_to(batch.targets[:, None, :], (*words.shape[:2], batch.targets.shape[1]))
     said = jnp.take_along_axis(words, targets, axis=-1)  # [B, audio tokens, L]

@@ -60,7 +60,7 @@ class PooledLinear(nnx.Module):
         """Divide and layer-normalise: [B, tokens, dim]."""
         return layer_norm(pooled / self.config.divisor, self.config.norm_eps)
 
-    def __call__(self, features: Features, text: None = None) -> tuple[jax.Array, jax.Array | None]:
+    def __call__(self, features: Features, text: None = None, key: None = None) -> tuple[jax.Array, jax.Array | None]:
         """Features -> (tokens [B, tokens, out_dim], mask)."""
         mask = None
         if features.mask is not None:

@@ -56,6 +56,6 @@ class Tltr(nnx.Module):
         x = self.layer(rearrange(x, "(k b) t d -> (b t) k d", k=k))
         return rearrange(x.mean(1), "(b t) d -> b t d", b=b)
 
-    def __call__(self, features: Features, text: None = None) -> tuple[jax.Array, jax.Array | None]:
+    def __call__(self, features: Features, text: None = None, key: None = None) -> tuple[jax.Array, jax.Array | None]:
         """Features -> (tokens [B, T, out_dim], mask)."""
         return self.proj(layer_norm(self.reduce(features), self.config.norm_eps)), features.mask
