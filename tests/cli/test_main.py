@@ -117,7 +117,7 @@ def test_as_a_module():
     assert done.stderr.startswith("alm: error: no command 'nothing'.")
 
 
-@pytest.mark.parametrize("command", ["quickstart --tiny", "train ltu/tiny", "sweep ltu/tiny", "scenes"])
+@pytest.mark.parametrize("command", ["quickstart --tiny", "train ltu/tiny", "sweep ltu/tiny", "scenes shipped --num 2"])
 def test_an_out_that_is_a_file(command, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert cli.main([*command.split(), "--out", str(tmp_path / "file")]) == 2
