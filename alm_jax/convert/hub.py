@@ -19,6 +19,7 @@ import threading
 import zipfile
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -176,6 +177,32 @@ def resolve(
     raise CheckpointError(message)
 
 
+def card_licence(folder: Path) -> str | None:
+    """The licence that the model card in a folder names, if there is one."""
+    from huggingface_hub import ModelCard
+
+    if not (folder / "README.md").is_file():
+        return None
+    return ModelCard.load(folder / "README.md", ignore_metadata_errors=True).data.license
+
+
+def hashes(path: Path) -> dict[str, str]:
+    """sha256 of the files behind a checkpoint, by name; a sharded one has an index that names its shards."""
+    files = [path]
+    if path.name.endswith(".index.json"):
+        files += sorted({path.parent / shard for shard in json.loads(path.read_text())["weight_map"].values()})
+    return {file.name: _sha256(file.resolve(), file.stat().st_mtime_ns) for file in files}
+
+
+@lru_cache(maxsize=64)
+def _sha256(path: Path, modified: int) -> str:
+    """Of a file's bytes; the Hugging Face cache names large files by it."""
+    if path.parent.name == "blobs" and len(path.name) == 64:
+        return path.name
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
 # --- the hub and its cache ---------------------------------------------------------------------------------------
 
 # What a model's folder needs beside its weights; none of these is large.
@@ -195,7 +222,7 @@ def _hf_cache(name: str, revision: str | None, progress: Progress | None) -> Res
         raise _Missing("the Hugging Face cache does not have it") from e
     except (CheckpointError, ValueError, KeyError) as e:
         raise _Missing(f"the Hugging Face cache has only a part of it ({_first_line(e)})") from e
-    return Resolved(Path(found), name, "hf-cache", Path(found).name, _card_licence(Path(found)))
+    return Resolved(Path(found), name, "hf-cache", Path(found).name, card_licence(Path(found)))
 
 
 def _check_complete(folder: Path) -> None:
@@ -228,7 +255,7 @@ def _hub(name: str, revision: str | None, progress: Progress | None) -> Resolved
             )
     except Exception as e:  # whatever the client raises means "not from here", and the message says why
         raise _Missing(f"the hub ({constants.ENDPOINT}) failed: {_first_line(e)}") from e
-    return Resolved(found, name, "hub", found.name, _card_licence(found))
+    return Resolved(found, name, "hub", found.name, card_licence(found))
 
 
 def _wanted(names: Collection[str], repository: str) -> list[str]:
@@ -242,14 +269,6 @@ def _wanted(names: Collection[str], repository: str) -> list[str]:
         stem, suffix = weights.removesuffix(".index.json").rsplit(".", 1)
         wanted |= set(fnmatch.filter(top, f"{stem}-*-of-*.{suffix}"))
     return sorted(wanted)
-
-
-def _card_licence(folder: Path) -> str | None:
-    from huggingface_hub import ModelCard
-
-    if not (folder / "README.md").is_file():
-        return None
-    return ModelCard.load(folder / "README.md", ignore_metadata_errors=True).data.license
 
 
 def _first_line(error: Exception) -> str:

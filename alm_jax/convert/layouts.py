@@ -8,12 +8,17 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from alm_jax.convert import ast, audio_mae, cav_mae, cnn14, llama, ltu, ltu_as, whisper
+from alm_jax.convert import alm, ast, audio_mae, cav_mae, cnn14, llama, ltu, ltu_as, whisper
 from alm_jax.convert.formats import TensorFile
 from alm_jax.convert.load import fold
 from alm_jax.convert.names import PLAIN, PUBLISHED, Style
 from alm_jax.convert.rules import Table
+from alm_jax.core.config import config_types
 from alm_jax.core.errors import CheckpointError
+from alm_jax.models.aligners.pooled_linear import PooledLinearConfig
+from alm_jax.models.aligners.tltr import TltrConfig
+from alm_jax.models.encoders.cav_mae import CavMaeConfig
+from alm_jax.models.encoders.whisper import WhisperConfig
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,7 @@ class Layout:
         style: how the published files of a model with LoRA spell the keys.
         becomes: of a layout that is read and not written, the one that is written instead.
         whole: of a part of a larger model (an encoder), the layout of a file that holds all of that.
+        parts: of a system's layout, the classes of the encoder's and the aligner's config.
     """
 
     signature: tuple[str, ...]
@@ -40,15 +46,26 @@ class Layout:
     style: Style = PLAIN
     becomes: str = ""
     whole: str = ""
+    parts: tuple[type, ...] = ()
 
 
 _WHISPER_HEADS = "encoder_attention_heads"
 
 # A layout whose name ends in `_hf` has the names of `transformers`.
 LAYOUTS = {
-    "ltu": Layout(("*audio_encoder.blocks_a.0.*", "*audio_proj.1.weight"), ltu.official, ltu.sizes, style=PUBLISHED),
+    "ltu": Layout(
+        ("*audio_encoder.blocks_a.0.*", "*audio_proj.1.weight"),
+        ltu.official,
+        ltu.sizes,
+        style=PUBLISHED,
+        parts=(CavMaeConfig, PooledLinearConfig),
+    ),
     "ltu_as": Layout(
-        ("*audio_encoder.time_tr.*", "*audio_proj.1.weight"), ltu_as.official, ltu_as.sizes, style=PUBLISHED
+        ("*audio_encoder.time_tr.*", "*audio_proj.1.weight"),
+        ltu_as.official,
+        ltu_as.sizes,
+        style=PUBLISHED,
+        parts=(WhisperConfig, TltrConfig),
     ),
     "cav_mae": Layout(
         ("*blocks_a.0.*", "*patch_embed_a.proj.weight"), cav_mae.official, cav_mae.sizes, "audio_num_heads"
@@ -121,6 +138,7 @@ LAYOUTS = {
     "llama_hf": Layout(
         ("*layers.0.self_attn.q_proj.*weight", "*layers.0.mlp.gate_proj.*weight"), llama.hf, llama.sizes
     ),
+    "alm": Layout(("*.kernel",), alm.own, alm.sizes),
     "llama_lora": Layout(("*layers.0.*_proj.lora_A.*weight",), llama.hf, llama.sizes, becomes="llama_hf"),
 }
 
@@ -128,17 +146,20 @@ LAYOUTS = {
 def config_of(file: TensorFile, layout: str) -> Any:
     """The config of the part or system that a file of the layout `layout` holds (`LlamaConfig`, `AlmConfig`, ...).
 
-    A size that neither the tensors nor `convert.sizes.settings_of` the file tell is the config's default; `heads` is 0
-    where they do not tell it and the usual width of a head does not divide the model's.
+    A `config.json` of this library beside the file holds it exactly. Otherwise a size that neither the tensors nor
+    `convert.sizes.settings_of` the file tell is the config's default; `heads` is 0 where they do not tell it and the
+    usual width of a head does not divide the model's.
 
     Raises:
         CheckpointError: `config.json` or `adapter_config.json` cannot be read.
     """
-    return LAYOUTS[layout].sizes(file)
+    kinds = {kind_of(name) for name in LAYOUTS} - {object}
+    own = alm.config_beside(file, config_types(*kinds))
+    return own if own is not None and isinstance(own, kind_of(layout)) else LAYOUTS[layout].sizes(file)
 
 
 def kind_of(layout: str) -> type:
-    """The class of config that a layout's table is made from."""
+    """The class of config that a layout's table is made from; `object` where that is any."""
     return typing.get_type_hints(LAYOUTS[layout].table)["config"]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from alm_jax.convert.formats import TensorFile
 from alm_jax.convert.names import Style, style_of
 from alm_jax.convert.rules import Table
-from alm_jax.convert.stream import Fill, read
+from alm_jax.convert.stream import Fill, Stored, read
 from alm_jax.core.errors import CheckpointError
 from alm_jax.core.tree import Arrays, matches
 
@@ -166,6 +166,31 @@ def load(
         for path, leaf in target.items()
         if path in fills
     }
+
+
+def stored(target: Mapping[str, Any], sources: Sequence[Source], init: Sequence[str] = ()) -> dict[str, Stored]:
+    """As `load`, with the same checks, but every parameter stays in its file, in its own dtype, until it is read."""
+    fills = check(target, sources, init)
+    _check_values(sources)
+    return {path: Stored(fills[path], tuple(leaf.shape)) for path, leaf in target.items() if path in fills}
+
+
+def shapes_in(file: TensorFile, table: Table) -> dict[str, jax.ShapeDtypeStruct]:
+    """`{path: shape and dtype}` of the parameters that a file has, by the first tensor of each."""
+    found = contents(file.keys(), table)
+    target = {}
+    for rule in table.rules:
+        keys = [found.mapped[key] for key in rule.names if key in found.mapped]
+        if not keys or rule.path is None:
+            continue
+        try:
+            shape = rule.shape(file.shape(keys[0]))
+        except ValueError:  # `check` says what is wrong with it
+            shape = ()
+        target[rule.path] = jax.ShapeDtypeStruct(
+            (len(rule.names), *shape) if rule.stacked else shape, file.dtype(keys[0])
+        )
+    return target
 
 
 def _check_values(sources: Sequence[Source]) -> None:

@@ -11,12 +11,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alm_jax.core.errors import ConfigError, DataError
+from alm_jax.core.errors import CheckpointError, ConfigError, DataError
 from alm_jax.core.gguf import read_header
 
 if TYPE_CHECKING:
     import tokenizers
 
+_PADDING_ROWS = 1024
 _GGUF_CONTROL, _GGUF_USER_DEFINED = 3, 4
 
 
@@ -173,6 +174,20 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         raise
     except Exception as e:  # both libraries raise bare Exception or RuntimeError on a broken file
         raise DataError(f"{path}: cannot be read as a tokenizer: {str(e).splitlines()[0] if str(e) else e!r}") from e
+
+
+def check_size(tokenizer: Tokenizer, rows: int, model: str) -> None:
+    """Check that a tokenizer can belong to an embedding of `rows` rows: every id has one, and no more of them are left
+    than rounding up explains (T5 has 28, Qwen2.5 7B 399).
+
+    Raises:
+        CheckpointError: it cannot.
+    """
+    if not 0 <= rows - tokenizer.vocab_size <= _PADDING_ROWS:
+        raise CheckpointError(
+            f"the tokenizer has {tokenizer.vocab_size} ids, the embedding of {model} {rows} rows: give the tokenizer "
+            "that belongs to it (alm ask, alm convert: --tokenizer)"
+        )
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:

@@ -11,12 +11,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from alm_jax.convert import alm
 from alm_jax.convert.formats import TensorFile, open_tensors
 from alm_jax.convert.hub import resolve
-from alm_jax.convert.layouts import LAYOUTS, config_of, detect, heads_setting, kind_of
-from alm_jax.convert.load import check, contents, load
+from alm_jax.convert.layouts import LAYOUTS, config_of, detect, heads_setting
+from alm_jax.convert.load import Source, check, contents, load
 from alm_jax.convert.rules import Table
-from alm_jax.convert.sizes import json_beside, settings_of
 from alm_jax.core import tree
 from alm_jax.core.config import config_types, from_json, to_json
 from alm_jax.core.errors import CheckpointError, UsageError
@@ -24,14 +24,12 @@ from alm_jax.core.files import write_text
 from alm_jax.core.precision import Precision, default_precision
 from alm_jax.core.sequence import Layout
 from alm_jax.data.templates import ALPACA_SHORT, Template
-from alm_jax.data.tokenizer import Tokenizer, load_tokenizer
+from alm_jax.data.tokenizer import Tokenizer, check_size, load_tokenizer
 from alm_jax.infer.loaded import LoadedModel, Spec
 from alm_jax.infer.sampling import LTU_SAMPLING, Sampling
 from alm_jax.models import ltu, ltu_as
-from alm_jax.models.alm import AlmConfig, build
-from alm_jax.models.decoders.llama import LlamaConfig
+from alm_jax.models.alm import AlmConfig, DecoderConfig, build
 
-FORMAT = 1
 ENCODER = "encoder"  # folder of an encoder for which the layout beside it has no place
 
 
@@ -83,44 +81,67 @@ class _Opened:
         return table + Table(ignored=("model.audio_encoder.*", "model.audio_proj.*"))
 
 
+@dataclass(frozen=True)
+class System:
+    """A whole system whose weights lie in checkpoints, none of them read yet.
+
+    Attributes:
+        spec: the parts and conventions. tokenizer: the decoder's. checkpoints: the system's own and those of its parts.
+    """
+
+    spec: Spec
+    tokenizer: Tokenizer
+    checkpoints: tuple[_Opened, ...]
+
+    @property
+    def sources(self) -> list[Source]:
+        """What `convert.load` reads: each file with its table."""
+        return [(opened.file, opened.table(self.spec.model)) for opened in self.checkpoints]
+
+
 def load_checkpoint(
     name: str, *, base: Sequence[str] = (), tokenizer: str | None = None, precision: Precision | None = None
 ) -> LoadedModel:
-    """The model of a checkpoint that `alm convert` wrote of a run, or of one in a published layout (`PUBLISHED`).
+    """The model of a system's checkpoints (`open_system`).
+
+    Args:
+        precision: None holds what the checkpoint's folder holds as it is, the rest and activations by the device.
+    """
+    system = open_system(name, base=base, tokenizer=tokenizer)
+    return LoadedModel(system.spec, _arrays(system, precision), system.tokenizer, precision and precision.compute)
+
+
+def open_system(name: str, *, base: Sequence[str] = (), tokenizer: str | None = None) -> System:
+    """The system of a checkpoint that `alm convert` wrote, or of one in a published layout (`PUBLISHED`).
 
     Args:
         name: file, folder or name on the hub. base: checkpoints of what it lacks: the LLaMA that LoRA was trained over,
             the encoder. tokenizer: file, folder or name; by default what lies beside the checkpoint or the LLaMA.
-        precision: None holds what the checkpoint's folder holds as it is, the rest and activations by the device.
 
     Raises:
         CheckpointError: a checkpoint cannot be found, read or fitted, or pieces are missing; the message says which
             argument gives them. UsageError: a base that is not needed.
     """
     system = _open(name)
-    if system.layout not in PUBLISHED:
+    spec = read_spec(system.file)
+    if spec is None and system.layout not in PUBLISHED:
         raise CheckpointError(
             f"{system.file.path} has the layout {system.layout}, which is a part; expected a whole system "
             f"({', '.join(PUBLISHED)}) or a run. A part is given as base of the checkpoint that was trained over it"
         )
     beside = [str(system.folder / ENCODER)] if (system.folder / ENCODER).is_dir() else []
     parts = _parts(system, [*base, *beside])
-    spec = read_spec(system.file)
     words, problems = _tokenizer(system, parts, tokenizer)
     problems += _missing(system, parts) + ([] if spec else _untold(system, parts))
     if problems:
         raise CheckpointError(f"{system.file.path} is not enough by itself: {'; '.join(problems)}")
     parts = _with_encoder(system, parts)
     spec = spec or _published_spec(system, parts)
-    if words.vocab_size > (ids := spec.model.decoder.vocab_size):
-        raise CheckpointError(
-            f"the tokenizer has {words.vocab_size} ids, the decoder of {system.name} {ids}: give the one that belongs "
-            "to it as tokenizer (alm ask: --tokenizer)"
-        )
-    return LoadedModel(spec, _arrays(spec.model, system, parts, precision), words, precision and precision.compute)
+    check_size(words, spec.model.decoder.vocab_size, system.name)
+    return System(spec, words, (system, *parts.values()))
 
 
-def write_spec(folder: Path, spec: Spec, tokenizer: Tokenizer) -> None:
+def write_spec(folder: Path, spec: Spec, tokenizer: Tokenizer, origin: alm.Origin | None = None) -> None:
     """Write beside a checkpoint what `load_checkpoint` needs to read it as it was: `config.json` and the tokenizer.
 
     Raises:
@@ -128,27 +149,25 @@ def write_spec(folder: Path, spec: Spec, tokenizer: Tokenizer) -> None:
     """
     try:
         tokenizer.save(folder)
-        write_text(folder / "config.json", json.dumps({"format": FORMAT, "spec": to_json(spec)}, indent=1))
+        write_text(folder / "config.json", json.dumps(alm.header(origin) | {"spec": to_json(spec)}, indent=1))
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot write config.json and the tokenizer: {error}") from error
 
 
 def read_spec(file: TensorFile) -> Spec | None:
-    """What `write_spec` wrote beside a file; None if there is no `config.json`, or one of other software.
+    """What `write_spec` wrote beside a file; None if there is no `config.json`, or one of a part or other software.
 
     Raises:
         CheckpointError: it is damaged, or of a newer format.
     """
-    content, path = json_beside(file, "config.json"), file.path.parent / "config.json"
+    content = alm.beside(file)
     if content is None or "spec" not in content:
         return None
-    if content.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path}: format {content.get('format')!r}; this version of alm_jax reads {FORMAT}: upgrade alm_jax"
-        )
     spec = from_json(content["spec"], config_types(Spec))
     if not isinstance(spec, Spec):
-        raise CheckpointError(f"{path}: its spec is a {type(spec).__name__}, expected a Spec")
+        raise CheckpointError(
+            f"{file.path.parent / 'config.json'}: its spec is a {type(spec).__name__}, expected a Spec"
+        )
     return spec
 
 
@@ -164,7 +183,7 @@ def _parts(system: _Opened, names: Sequence[str]) -> dict[str, _Opened]:
         opened = _open(name)
         # A whole system is a base for its LLaMA: LTU's own (`vicuna_ltu`) carries a first audio encoder too.
         layout = "llama_hf" if opened.layout in PUBLISHED else opened.layout
-        part = "decoder" if kind_of(layout) is LlamaConfig else "encoder"
+        part = "decoder" if isinstance(replace(opened, layout=layout).config(), DecoderConfig) else "encoder"
         if part in held or part in parts:
             other = parts[part].name if part in parts else system.name
             raise UsageError(f"base {name} is not needed: {other} holds the {part}; leave one of them out")
@@ -182,7 +201,7 @@ def _held(system: _Opened) -> set[str]:
 
 def _with_encoder(system: _Opened, parts: dict[str, _Opened]) -> dict[str, _Opened]:
     """The same with the encoder that the system's published checkpoints leave out, if it is not there."""
-    default = PUBLISHED[system.layout].encoder
+    default = _own_encoder(system)
     if default is None or "encoder" in parts:
         return parts
     try:
@@ -193,8 +212,12 @@ def _with_encoder(system: _Opened, parts: dict[str, _Opened]) -> dict[str, _Open
         ) from error
 
 
+def _own_encoder(system: _Opened) -> str | None:
+    return PUBLISHED[system.layout].encoder if system.layout in PUBLISHED else None
+
+
 def _missing(system: _Opened, parts: Mapping[str, _Opened]) -> list[str]:
-    have = _held(system) | parts.keys() | ({"encoder"} if PUBLISHED[system.layout].encoder else set())
+    have = _held(system) | parts.keys() | ({"encoder"} if _own_encoder(system) else set())
     what = {"decoder": "its LLaMA (give the one that it was trained over", "encoder": "its encoder (give that model"}
     return [f"it lacks {said} as base; alm ask: --base)" for part, said in what.items() if part not in have]
 
@@ -209,12 +232,6 @@ def _untold(system: _Opened, parts: Mapping[str, _Opened]) -> list[str]:
                 f"nothing tells how many heads its {part} of width {config.dim} has (put a config.json with "
                 f"{heads_setting(config)} beside {parts.get(part, system).file.path})"
             )
-    llama = parts.get("decoder", system).file
-    for name in ("rope_scaling", "rope_parameters"):
-        kinds = settings_of(llama).get(name) or {}
-        kind = kinds.get("rope_type", kinds.get("type", "default"))
-        if kind != "default":
-            problems.append(f"the LLaMA {llama.path} has {name} of type {kind}, which is not supported")
     return problems
 
 
@@ -240,12 +257,10 @@ def _tokenizer(system: _Opened, parts: Mapping[str, _Opened], given: str | None)
     ]
 
 
-def _arrays(
-    config: AlmConfig, system: _Opened, parts: Mapping[str, _Opened], precision: Precision | None
-) -> dict[str, jax.Array]:
+def _arrays(system: System, precision: Precision | None) -> dict[str, jax.Array]:
+    config, own = system.spec.model, system.checkpoints[0].folder
     target = tree.flatten(tree.abstract(lambda key: build(config, key)))
-    sources = [(opened.file, opened.table(config)) for opened in (system, *parts.values())]
-    fills = check(target, sources)
+    fills = check(target, system.sources)
     frozen = (precision or default_precision()).frozen
 
     def dtype(path: str) -> Any:
@@ -253,7 +268,7 @@ def _arrays(
         if not jnp.issubdtype(target[path].dtype, jnp.floating):
             return target[path].dtype
         # What was trained keeps its float32 on accelerators, as in training; on CPU all is float32.
-        own = precision is None and frozen != "float32" and file.path.is_relative_to(system.folder)
-        return file.dtype(name) if own else frozen
+        as_it_is = precision is None and frozen != "float32" and file.path.is_relative_to(own)
+        return file.dtype(name) if as_it_is else frozen
 
-    return load({path: jax.ShapeDtypeStruct(leaf.shape, dtype(path)) for path, leaf in target.items()}, sources)
+    return load({path: jax.ShapeDtypeStruct(leaf.shape, dtype(path)) for path, leaf in target.items()}, system.sources)

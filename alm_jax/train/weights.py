@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -236,7 +235,7 @@ def _pretrained(weights: Weights, model: StageModel, lacking: Iterable[str]) -> 
     target = {path.removeprefix(prefix): model.target[path] for path in mine}
     places = {path: leaf.sharding for path, leaf in target.items()}
     arrays = load(target, [(file, table)], shardings=places, init=[p.removeprefix(prefix) for p in weights.init])
-    source = Source(weights.source, found.revision or "", _hashes(file.path), (weights.path,))
+    source = Source(weights.source, found.revision or "", hub.hashes(file.path), (weights.path,))
     return {prefix + path: leaf for path, leaf in arrays.items()}, source
 
 
@@ -253,20 +252,3 @@ def random_values(experiment: Experiment, model: StageModel, paths: Sequence[str
     # Run once: on CPU, compiling is nearly all that it costs.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     return jax.jit(make, out_shardings=places, compiler_options=options)(jax.random.key(experiment.seed))
-
-
-def _hashes(path: Path) -> dict[str, str]:
-    """sha256 of the files behind a checkpoint, by name; a sharded one has an index that names its shards."""
-    files = [path]
-    if path.name.endswith(".index.json"):
-        files += sorted({path.parent / shard for shard in json.loads(path.read_text())["weight_map"].values()})
-    return {file.name: _sha256(file.resolve(), file.stat().st_mtime_ns) for file in files}
-
-
-@lru_cache(maxsize=64)
-def _sha256(path: Path, modified: int) -> str:
-    """Of a file's bytes; the Hugging Face cache names large files by it."""
-    if path.parent.name == "blobs" and len(path.name) == 64:
-        return path.name
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
