@@ -174,10 +174,11 @@ def test_missing_pieces_are_named_with_the_argument_that_gives_them(runs, tmp_pa
     refused("no such", tokenizer=tmp_path / "nothing", base=llama)
     (llama / "config.json").unlink()
     refused("how many heads its decoder of width 16 has", "num_attention_heads beside", base=llama, tokenizer=whole)
-    (llama / "config.json").write_text('{"num_attention_heads": 2, "rope_scaling": {"rope_type": "llama3"}}')
-    refused("rope_scaling of type llama3, which is not supported", base=llama, tokenizer=whole)
+    (llama / "config.json").write_text('{"num_attention_heads": 2, "rope_scaling": {"type": "yarn"}}')
+    refused("llama", "rope_type is 'yarn'; expected default, linear, llama3", base=llama, tokenizer=whole)
     (llama / "config.json").write_text('{"num_attention_heads": "two"}')
     refused("num_attention_heads is 'two'", base=llama, tokenizer=whole)
+    (llama / "config.json").write_text('{"num_attention_heads": 2}')
     with pytest.raises(CheckpointError, match="layout llama_hf, which is a part"):
         alm_jax.load(llama)
 

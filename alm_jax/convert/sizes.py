@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from math import inf
+from typing import Any, TypeVar
 
 from alm_jax.convert.formats import TensorFile
 from alm_jax.core.errors import CheckpointError
 
-_GGUF_SETTINGS = {
-    "num_attention_heads": "llama.attention.head_count",
-    "num_key_value_heads": "llama.attention.head_count_kv",
-    "rope_theta": "llama.rope.freq_base",
-    "rms_norm_eps": "llama.attention.layer_norm_rms_epsilon",
+Config = TypeVar("Config")
+# `layers.mlp.Activation`, and what `transformers` calls it; the first is written.
+ACTIVATIONS = {
+    "gelu": ("gelu",),
+    "gelu_tanh": ("gelu_new", "gelu_pytorch_tanh"),
+    "relu": ("relu",),
 }
 
 
 def settings_of(file: TensorFile) -> dict[str, Any]:
-    """What is said beside the tensors, in the names of `transformers`: `config.json` in a checkpoint's folder, or the
-    metadata of GGUF; empty if there is none.
+    """The `config.json` of `transformers` in a checkpoint's folder; empty if there is none.
 
     Raises:
-        CheckpointError: `config.json` is not readable JSON.
+        CheckpointError: it is not readable JSON.
     """
-    told = {name: file.metadata[key] for name, key in _GGUF_SETTINGS.items() if key in file.metadata}
-    return told or json_beside(file, "config.json") or {}
+    return json_beside(file, "config.json") or {}
 
 
 def json_beside(file: TensorFile, name: str) -> dict[str, Any] | None:
@@ -68,9 +68,15 @@ def number(file: TensorFile, told: Mapping[str, Any], name: str, kind: type, def
     value = told.get(name)
     if value is None:
         return default
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0 or kind(value) != value:
+    if not positive(value, whole=kind is int):
         raise CheckpointError(f"{file.path}: its config says that {name} is {value!r}; expected a number above 0")
     return kind(value)
+
+
+def positive(value: Any, whole: bool = False) -> bool:
+    """Whether a value is a number above 0, and a whole one."""
+    number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < inf
+    return number and (not whole or value == int(value))
 
 
 def from_settings(
@@ -82,14 +88,21 @@ def from_settings(
     """Fields of a config of ours from a `config.json` of `transformers`.
 
     Args:
-        names: `{field of ours: setting}`. fixed: settings that have one value here; absent, they are taken to have it.
+        names: `{field of ours: setting}`, of numbers. fixed: settings that have one value here; absent, they are taken
+            to have it.
         problems: what the caller found in other settings.
 
     Raises:
-        CheckpointError: settings are missing, are numbers that are not above 0 or text where the config has a number,
-            have another value than the fixed one, or there are problems; all of them are listed.
+        CheckpointError: settings are missing, no numbers above 0, or have another value than the fixed one, or there
+            are problems; all of them are listed.
     """
-    problems = [f"{name} is missing" for name in names.values() if settings.get(name) is None] + list(problems)
+    problems = [
+        f"{name} is missing"
+        if settings.get(name) is None
+        else f"{name} is {settings[name]!r}; expected a number above 0"
+        for name in names.values()
+        if not positive(settings.get(name), whole=not name.endswith(("_eps", "_epsilon")))
+    ] + list(problems)
     for name, value in (fixed or {}).items():
         if settings.get(name, value) != value:
             problems.append(f"{name} is {settings[name]!r} (expected {value!r})")
@@ -103,6 +116,22 @@ def from_settings(
 def to_settings(config: Any, names: Mapping[str, str]) -> dict[str, Any]:
     """The settings that `from_settings` reads, of a config of ours."""
     return {name: getattr(config, ours) for ours, name in names.items()}
+
+
+def told_by(file: TensorFile, read: Callable[[Mapping[str, Any]], Config], settings: Mapping[str, Any]) -> Config:
+    """`read(settings)` (a `from_hf_config`), where an error names the file."""
+    try:
+        return read(settings)
+    except CheckpointError as error:
+        raise CheckpointError(f"{file.path}: {error}") from error
+
+
+def activation_of(settings: Mapping[str, Any], name: str, usual: str) -> tuple[Any, list[str]]:
+    """The activation that a setting names, and what is wrong with that setting."""
+    kind = settings.get(name, usual)
+    ours = next((ours for ours, theirs in ACTIVATIONS.items() if kind in theirs), None)
+    known = [name for names in ACTIVATIONS.values() for name in names]
+    return ours or "gelu", [] if ours else [f"{name} is {kind!r}; expected {', '.join(known)}"]
 
 
 def count(keys: Iterable[str], pattern: str) -> int:

@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import jax
 from flax import nnx
 
 from alm_jax.core import axes as ax
 from alm_jax.layers.dense import Dense, Lora
 
+Activation = Literal["gelu", "gelu_tanh", "relu"]
+
+
+def activate(x: jax.Array, kind: Activation) -> jax.Array:
+    """`gelu` is the exact one (erf), `gelu_tanh` its approximation (`gelu_new` in `transformers`)."""
+    return jax.nn.relu(x) if kind == "relu" else jax.nn.gelu(x, approximate=kind == "gelu_tanh")
+
 
 class Mlp(nnx.Module):
-    """Two linear layers with an exact (erf) GELU between: ViT, AST, Whisper."""
+    """Two linear layers with an activation between: ViT, AST, Whisper, BERT, GPT-2."""
 
-    def __init__(self, dim: int, hidden: int, key: jax.Array):
+    def __init__(
+        self, dim: int, hidden: int, key: jax.Array, *, activation: Activation = "gelu", lora: Lora | None = None
+    ):
         up_key, down_key = jax.random.split(key)
-        self.up = Dense(dim, hidden, up_key, axes=(ax.EMBED, ax.MLP))
-        self.down = Dense(hidden, dim, down_key, axes=(ax.MLP, ax.EMBED))
+        adapter = lora.at if lora else lambda path: None
+        self.up = Dense(dim, hidden, up_key, axes=(ax.EMBED, ax.MLP), lora=adapter("mlp.up"))
+        self.down = Dense(hidden, dim, down_key, axes=(ax.MLP, ax.EMBED), lora=adapter("mlp.down"))
+        self.activation = activation
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., dim] -> [..., dim]."""
-        return self.down(jax.nn.gelu(self.up(x), approximate=False))
+    def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """[..., dim] -> [..., dim]; `key` turns adapter dropout on."""
+        keys = (None, None) if key is None else jax.random.split(key)
+        return self.down(activate(self.up(x, keys[0]), self.activation), keys[1])
 
 
 class GatedMlp(nnx.Module):
