@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from alm_jax.convert import alm, ast, audio_mae, cav_mae, cnn14, llama, ltu, ltu_as, whisper
+from alm_jax.convert import alm, ast, audio_mae, bert, cav_mae, cnn14, gpt2, llama, ltu, ltu_as, whisper
 from alm_jax.convert.formats import TensorFile
 from alm_jax.convert.load import fold
 from alm_jax.convert.names import PLAIN, PUBLISHED, Style
@@ -136,10 +136,27 @@ LAYOUTS = {
     ),
     "llama_gguf": Layout(("blk.0.attn_q.weight", "blk.0.ffn_gate.weight"), llama.gguf, llama.sizes, becomes="llama_hf"),
     "llama_hf": Layout(
-        ("*layers.0.self_attn.q_proj.*weight", "*layers.0.mlp.gate_proj.*weight"), llama.hf, llama.sizes
+        ("*layers.0.self_attn.q_proj.*weight", "*layers.0.mlp.gate_proj.*weight"),
+        llama.hf,
+        llama.sizes,
+        settings=llama.to_hf_config,
+    ),
+    "gpt2_hf": Layout(
+        ("*h.0.attn.c_attn.*weight", "*h.0.mlp.c_fc.*weight", "*wpe.weight"),
+        gpt2.hf,
+        gpt2.sizes,
+        "n_head",
+        settings=gpt2.to_hf_config,
+    ),
+    "bert_hf": Layout(
+        ("*encoder.layer.0.attention.self.query.weight", "*embeddings.position_embeddings.weight"),
+        bert.hf,
+        bert.sizes,
+        settings=bert.to_hf_config,
     ),
     "alm": Layout(("*.kernel",), alm.own, alm.sizes),
     "llama_lora": Layout(("*layers.0.*_proj.lora_A.*weight",), llama.hf, llama.sizes, becomes="llama_hf"),
+    "gpt2_lora": Layout(("*h.0.*c_*.lora_A.*weight",), gpt2.hf, gpt2.sizes, "n_head", becomes="gpt2_hf"),
 }
 
 

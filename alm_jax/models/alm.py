@@ -18,6 +18,7 @@ from alm_jax.models.aligners.pooled_linear import PooledLinearConfig
 from alm_jax.models.aligners.qformer import QFormerConfig
 from alm_jax.models.aligners.tltr import TltrConfig
 from alm_jax.models.cache import KVCache
+from alm_jax.models.decoders.gpt2 import Gpt2Config
 from alm_jax.models.decoders.llama import LlamaConfig
 from alm_jax.models.encoders.audio_mae import AudioMaeConfig
 from alm_jax.models.encoders.cav_mae import CavMaeConfig
@@ -28,7 +29,7 @@ from alm_jax.models.registry import module_of
 FrontendConfig = KaldiFbank | WhisperLogMel
 EncoderConfig = CavMaeConfig | WhisperConfig | AudioMaeConfig
 AlignerConfig = PooledLinearConfig | TltrConfig | QFormerConfig
-DecoderConfig = LlamaConfig
+DecoderConfig = LlamaConfig | Gpt2Config
 
 
 @dataclass(frozen=True)

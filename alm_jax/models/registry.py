@@ -10,13 +10,15 @@ from alm_jax.layers.dense import Lora
 from alm_jax.models.aligners.pooled_linear import PooledLinear, PooledLinearConfig
 from alm_jax.models.aligners.qformer import PretrainingConfig, QFormer, QFormerConfig
 from alm_jax.models.aligners.tltr import Tltr, TltrConfig
-from alm_jax.models.decoders.llama import Llama, LlamaConfig
+from alm_jax.models.decoders.gpt2 import Gpt2, Gpt2Config
+from alm_jax.models.decoders.llama import LLAMAS, Llama, LlamaConfig
 from alm_jax.models.decoders.whisper import WhisperSeq2Seq, WhisperSeq2SeqConfig
 from alm_jax.models.encoders.ast import Ast, AstConfig
 from alm_jax.models.encoders.audio_mae import AudioMae, AudioMaeConfig
 from alm_jax.models.encoders.cav_mae import CavMae, CavMaeConfig
 from alm_jax.models.encoders.cnn14 import Cnn14, Cnn14Config
 from alm_jax.models.encoders.whisper import Whisper, WhisperConfig
+from alm_jax.models.text.bert import Bert, BertConfig
 
 ENCODERS = {
     "cav_mae": (CavMaeConfig, CavMae),
@@ -30,7 +32,8 @@ ALIGNERS = {
     "tltr": (TltrConfig, Tltr),
     "qformer": (QFormerConfig, QFormer),
 }
-DECODERS = {"llama": (LlamaConfig, Llama)}
+DECODERS = {"llama": (LlamaConfig, Llama), "gpt2": (Gpt2Config, Gpt2)}
+TEXT = {"bert": (BertConfig, Bert)}
 MODELS = {"whisper_seq2seq": (WhisperSeq2SeqConfig, WhisperSeq2Seq)}  # whole models, no part of a system
 
 CONFIGS: dict[str, Any] = {
@@ -47,23 +50,20 @@ CONFIGS: dict[str, Any] = {
     "tltr": TltrConfig(),
     "qformer": QFormerConfig(),
     "qformer_pretraining": PretrainingConfig(),
-    "vicuna_7b": LlamaConfig(),
-    "vicuna_13b": LlamaConfig(dim=5120, depth=40, heads=40, kv_heads=40, mlp_dim=13824),
-    "smollm2_135m": LlamaConfig(
-        vocab_size=49152,
-        dim=576,
-        depth=30,
-        heads=9,
-        kv_heads=3,
-        mlp_dim=1536,
-        rope_theta=100000.0,
-        norm_eps=1e-5,
-        tie_embeddings=True,
-    ),
+    **LLAMAS,
+    "gpt2": Gpt2Config(),
+    "gpt2_medium": Gpt2Config(dim=1024, depth=24, heads=16, mlp_dim=4096),
+    "gpt2_large": Gpt2Config(dim=1280, depth=36, heads=20, mlp_dim=5120),
+    "gpt2_xl": Gpt2Config(dim=1600, depth=48, heads=25, mlp_dim=6400),
+    "bert_base": BertConfig(),
+    "minilm_l6": BertConfig(dim=384, depth=6, mlp_dim=1536),
+    "roberta_base": BertConfig(vocab_size=50265, positions=514, position_offset=2, token_types=1, norm_eps=1e-5),
     "lora": Lora(),
 }
 
-_MODULES = {config: module for table in (ENCODERS, ALIGNERS, DECODERS, MODELS) for config, module in table.values()}
+_MODULES = {
+    config: module for table in (ENCODERS, ALIGNERS, DECODERS, TEXT, MODELS) for config, module in table.values()
+}
 
 
 def module_of(config: Any) -> type:

@@ -116,3 +116,46 @@ class Llama(Decoder):
         """The embeddings as they are; rotary cosine and sine for every block."""
         c = self.config
         return x, rotary_angles(positions, c.head_width, c.rope_theta, c.rope_scaling)
+
+
+def _llama3(factor: float | None = None, positions: int = 131072, **sizes) -> LlamaConfig:
+    usual = {"vocab_size": 128256, "kv_heads": 8, "rope_theta": 500000.0, "norm_eps": 1e-5, "positions": positions}
+    return LlamaConfig(**usual | sizes, rope_scaling=None if factor is None else Llama3Rope(factor))
+
+
+def _smollm2(**sizes) -> LlamaConfig:
+    usual = {"vocab_size": 49152, "rope_theta": 100000.0, "norm_eps": 1e-5, "tie_embeddings": True, "positions": 8192}
+    return LlamaConfig(**usual | sizes)
+
+
+def _qwen25(**sizes) -> LlamaConfig:
+    usual = {"vocab_size": 151936, "bias": "qkv", "rope_theta": 1e6, "tie_embeddings": True, "positions": 32768}
+    return LlamaConfig(**usual | sizes)
+
+
+_13B = {"dim": 5120, "depth": 40, "heads": 40, "kv_heads": 40, "mlp_dim": 13824}
+_70B = {"dim": 8192, "depth": 80, "heads": 64, "kv_heads": 8, "mlp_dim": 28672}
+_LLAMA2 = {"norm_eps": 1e-5, "positions": 4096}
+
+# Published sizes. Vicuna is the one over LLaMA 1 (versions 1.1 and 1.3), which LTU has; version 1.5 is over Llama 2.
+LLAMAS = {
+    "vicuna_7b": LlamaConfig(),
+    "vicuna_13b": LlamaConfig(**_13B),
+    "llama2_7b": LlamaConfig(**_LLAMA2),
+    "llama2_13b": LlamaConfig(**_13B, **_LLAMA2),
+    "llama2_70b": LlamaConfig(**_70B, **_LLAMA2),
+    "llama3_8b": _llama3(positions=8192, mlp_dim=14336),
+    "llama3.1_8b": _llama3(8.0, mlp_dim=14336),
+    "llama3.1_70b": _llama3(8.0, **_70B),
+    "llama3.2_1b": _llama3(32.0, dim=2048, depth=16, mlp_dim=8192, tie_embeddings=True),
+    "llama3.2_3b": _llama3(32.0, dim=3072, depth=28, heads=24, mlp_dim=8192, tie_embeddings=True),
+    "tinyllama_1.1b": LlamaConfig(dim=2048, depth=22, heads=32, kv_heads=4, mlp_dim=5632, norm_eps=1e-5),
+    "smollm2_135m": _smollm2(dim=576, depth=30, heads=9, kv_heads=3, mlp_dim=1536),
+    "smollm2_360m": _smollm2(dim=960, depth=32, heads=15, kv_heads=5, mlp_dim=2560),
+    "smollm2_1.7b": _smollm2(dim=2048, depth=24, heads=32, kv_heads=32, mlp_dim=8192, rope_theta=130000.0),
+    "qwen2.5_0.5b": _qwen25(dim=896, depth=24, heads=14, kv_heads=2, mlp_dim=4864),
+    "qwen2.5_1.5b": _qwen25(dim=1536, depth=28, heads=12, kv_heads=2, mlp_dim=8960),
+    "qwen2.5_7b": _qwen25(
+        vocab_size=152064, dim=3584, depth=28, heads=28, kv_heads=4, mlp_dim=18944, tie_embeddings=False
+    ),
+}
