@@ -80,6 +80,7 @@ def test_gguf_says_its_own_heads():
         tensors |= {key: shape[::-1] if rule.path.endswith("kernel") else shape for key in rule.names}
     file = ShapeFile(tensors)
     file.metadata = {
+        "llama.context_length": 8192,
         "llama.attention.head_count": 9,
         "llama.attention.head_count_kv": 3,
         "llama.rope.freq_base": 100000.0,

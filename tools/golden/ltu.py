@@ -104,11 +104,11 @@ class _Results:
 
         batch, decoder = self.batch(), self.model.decoder
         ids = {"q_segment_ids": jnp.asarray(batch.q_segment_ids), "kv_segment_ids": jnp.asarray(batch.kv_segment_ids)}
-        rope = decoder.rope(jnp.asarray(batch.positions))
-        x, kept = self.model.embed(batch), []
+        x, place = decoder.begin(self.model.embed(batch), jnp.asarray(batch.positions))
+        kept = []
         for i in range(self.config.decoder.depth):
             block = jax.tree.map(lambda leaf: leaf[i], decoder.blocks)  # noqa: B023
-            x, _ = block(x, rope, lambda q, k, v: attention(q, k, v, causal=True, **ids))
+            x, _ = block(x, place, lambda q, k, v: attention(q, k, v, causal=True, **ids))
             audio = self.config.audio_tokens
             kept.append(x[:, jnp.array([0, audio - 1, audio, -1])])
         return jnp.stack(kept)
