@@ -257,7 +257,7 @@ def _order(scene: "Scene", absent: list[str], rng: np.random.Generator) -> Quest
     return _ask(_ASK_ORDER, rng), "Order: " + "; ".join(first), {"sounds": list(first)}
 
 
-def _describe(event: "Event", loudest_db: float) -> list[str]:
+def acoustic_features(event: "Event", loudest_db: float) -> list[str]:
     """Pitch, length and loudness of an event, as measured."""
     low, high = event.centroid_hz < _LOW_HZ, event.centroid_hz > _HIGH_HZ
     return [
@@ -269,7 +269,7 @@ def _describe(event: "Event", loudest_db: float) -> list[str]:
 
 def _features(scene: "Scene", absent: list[str], rng: np.random.Generator) -> Question | None:
     loudest = max(event.level_db for event in scene.events)
-    features = {phrase: _describe(event, loudest) for phrase, event in _first_heard(scene).items()}
+    features = {phrase: acoustic_features(event, loudest) for phrase, event in _first_heard(scene).items()}
     if rng.random() < 0.5:
         instruction = _ask(_ASK_FEATURES, rng)
     else:

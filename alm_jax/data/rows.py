@@ -18,6 +18,7 @@ from alm_jax.core.errors import DataError
 
 _REQUIRED = ("instruction", "audio_id", "output")
 _NULLABLE = ("input", "audio_id", "dataset", "task")
+AUDIO_MARK = "<audio>"
 _FIELDS = ("instruction", "input", "audio_id", "dataset", "task", "output", "meta")
 _SEPARATOR = re.compile(r"[\s,]*")
 _WINDOW = 1 << 22
@@ -25,29 +26,47 @@ _WINDOW = 1 << 22
 
 @dataclass(frozen=True)
 class AudioRow:
-    """One question about one clip (LTU README, "Prepare your own data").
+    """One question about one clip (LTU README, "Prepare your own data"), or about several in any order with text.
 
     Attributes:
-        instruction: the question.
+        instruction: the question. `<audio>` marks in it and in `input` say where the clips are heard, one mark a clip,
+            in their order; without any mark the clips lead.
         input: further text that the question is about (LTU-AS: the transcript); empty if none.
-        audio_id: path of the clip, absolute or relative to the rows' file; empty for a row without a clip.
+        audio_id: path of the clip, absolute or relative to the rows' file, or paths of several; empty for a row
+            without a clip.
         dataset, task: free labels.
         output: the answer.
         meta: whatever else the row's maker wants to keep (choices, events, ...); not read in training.
+
+    Raises:
+        DataError: there are marks, and not as many as clips.
     """
 
     instruction: str
     input: str = ""
-    audio_id: str = ""
+    audio_id: str | tuple[str, ...] = ""
     dataset: str = ""
     task: str = ""
     output: str = ""
     meta: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        marks, clips = self.marks, len(self.clips)
+        if marks and marks != clips:
+            raise DataError(
+                f"the question holds {marks} {AUDIO_MARK} mark{'s' * (marks > 1)} and the row {clips or 'no'} "
+                f"clip{'s' * (clips != 1)}; give audio_id one path a mark, or write no mark: then the clips come first"
+            )
+
     @property
     def clips(self) -> tuple[str, ...]:
         """The row's audio ids, by clip number."""
-        return (self.audio_id,) if self.audio_id else ()
+        return self.audio_id if isinstance(self.audio_id, tuple) else (self.audio_id,) if self.audio_id else ()
+
+    @property
+    def marks(self) -> int:
+        """How many `<audio>` marks its text holds."""
+        return self.instruction.count(AUDIO_MARK) + self.input.count(AUDIO_MARK)
 
 
 @dataclass(frozen=True)
@@ -87,6 +106,13 @@ class RowSet:
         return self.rows.name(index) if isinstance(self.rows, _FileRows) else f"row {index}"
 
     def clip_path(self, audio_id: str) -> Path:
+        """Where the file of one clip is.
+
+        Raises:
+            DataError: these are several clips.
+        """
+        if not isinstance(audio_id, str):
+            raise DataError(f"{', '.join(audio_id)}: {len(audio_id)} clips in a row, where rows of one are expected")
         return self.root / audio_id
 
     @property
@@ -103,7 +129,7 @@ def read_rows(path: str | Path, *, max_bad_share: float = 0.0, need_output: bool
 
     Args:
         path: fields are those of `AudioRow`. `instruction`, `audio_id` and `output` must be there, `audio_id` may be
-            empty or null (a row without a clip), `input` null; no other field may be.
+            a list, empty or null (a row without a clip), `input` null; no other field may be.
         max_bad_share: share of the rows that may be bad and are left out.
         need_output: False where rows hold questions alone.
 
@@ -198,12 +224,26 @@ def _parse(text: bytes, need_output: bool) -> AudioRow:
     for name, value in record.items():
         if name not in _FIELDS:
             raise _Bad(name, f"is not a field of a row; fields are {', '.join(_FIELDS)}")
+        if name == "audio_id" and isinstance(value, list):
+            record[name] = _clips(value)
+            continue
         expected = dict if name == "meta" else str
         if not isinstance(value, expected) and not (value is None and name in _NULLABLE):
             raise _Bad(name, f"is a {type(value).__name__}, expected {'an object' if name == 'meta' else 'text'}")
     if not record["instruction"].strip():
         raise _Bad("instruction", "is empty")
-    return AudioRow(**{name: "" if value is None else value for name, value in record.items()})
+    try:
+        return AudioRow(**{name: "" if value is None else value for name, value in record.items()})
+    except DataError as e:
+        raise _Bad("", str(e)) from None
+
+
+def _clips(paths: list[Any]) -> str | tuple[str, ...]:
+    """A list of audio ids as a row holds it: one clip is no list."""
+    for path in paths:
+        if not (isinstance(path, str) and path):
+            raise _Bad("audio_id", f"holds {path!r}, expected the path of a clip")
+    return tuple(paths) if len(paths) > 1 else "".join(paths)
 
 
 def _lines(data: mmap.mmap) -> Iterator[tuple[int, int, int]]:

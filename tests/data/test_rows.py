@@ -7,7 +7,7 @@ from alm_jax.core.errors import DataError
 from alm_jax.core.sequence import Audio, Text
 from alm_jax.data import rows as rows_module
 from alm_jax.data.rows import AudioRow, read_rows
-from alm_jax.data.templates import ALPACA_SHORT, CHATML
+from alm_jax.data.templates import ALPACA_SHORT, CHATML, PLAIN
 
 GOOD = {
     "instruction": "What is heard?",
@@ -31,6 +31,8 @@ def test_reads_every_field_in_both_forms(tmp_path, lines):
         GOOD,
         {"instruction": "Où ? 日本 ]},{", "audio_id": "/abs/b.wav", "output": '\\"é\n🎵'},
         {"instruction": "?", "input": None, "audio_id": None, "output": "", "meta": {"choices": ["x", "y"]}},
+        {"instruction": "<audio> or <audio>?", "audio_id": ["a.wav", "b.wav"], "output": "The first."},
+        {"instruction": "Which?", "audio_id": ["a.wav"], "output": "This."},
     ]
     rows = read_rows(write(tmp_path / "rows.json", records, lines))
     assert [r.instruction for r in rows] == [r["instruction"] for r in records]
@@ -39,6 +41,9 @@ def test_reads_every_field_in_both_forms(tmp_path, lines):
     assert rows[2].clips == () and rows[2].input == "" and rows[2].meta["choices"] == ["x", "y"]
     assert rows.clip_path("a.wav") == tmp_path / "a.wav"
     assert str(rows.clip_path(rows[1].audio_id)) == "/abs/b.wav"
+    assert rows[3].clips == ("a.wav", "b.wav") and rows[4].clips == ("a.wav",) and rows[4].audio_id == "a.wav"
+    with pytest.raises(DataError, match=r"a.wav, b.wav: 2 clips in a row, where rows of one are expected"):
+        rows.clip_path(rows[3].audio_id)
     assert rows.name(1).endswith("rows.json:2" if lines else "rows.json[1]")
     copy = pickle.loads(pickle.dumps(rows))
     assert list(copy.rows) == list(rows.rows)
@@ -60,19 +65,32 @@ BAD = [
     ({**GOOD, "meta": []}, "meta is a list, expected an object"),
     ({**GOOD, "instruction": " "}, "instruction is empty"),
     (["not a row"], "is a JSON list"),
+    ({**GOOD, "audio_id": ["a.wav", ""]}, "audio_id holds '', expected the path of a clip"),
+    (
+        {**GOOD, "instruction": "<audio>What?<audio>"},
+        "the question holds 2 <audio> marks and the row 1 clip; giv",
+    ),
+    (
+        {**GOOD, "instruction": "<audio>What?", "audio_id": None},
+        "the question holds 1 <audio> mark and the row no",
+    ),
+    (
+        {**GOOD, "instruction": "What in <audio>?", "audio_id": ["a", "b"]},
+        "the question holds 1 <audio> mark and the row 2",
+    ),
 ]
 
 
 @pytest.mark.parametrize("lines", [False, True])
 def test_bad_rows_are_named_and_counted(tmp_path, lines):
     path = write(tmp_path / "rows.json", [GOOD] + [record for record, _ in BAD] + [GOOD], lines)
-    rows = read_rows(path, max_bad_share=0.8)
+    rows, last = read_rows(path, max_bad_share=0.9), len(BAD) + 1
     assert len(rows) == 2 and len(rows.bad) == len(BAD)
     for i, (bad, (_, message)) in enumerate(zip(rows.bad, BAD)):
         where = f"{path}:{i + 2}: " if lines else f"{path}[{i + 1}]: "
         assert str(bad).startswith(where + message)
-    assert rows.name(1) == (f"{path}:9" if lines else f"{path}[8]")
-    with pytest.raises(DataError, match=r"7 of 9 rows are bad .*audio is not a field.*; and 4 more"):
+    assert rows.name(1) == (f"{path}:{last + 1}" if lines else f"{path}[{last}]")
+    with pytest.raises(DataError, match=r"11 of 13 rows are bad .*audio is not a field.*; and 8 more"):
         read_rows(path, max_bad_share=0.5)
 
 
@@ -130,3 +148,28 @@ def test_templates():
         Text("### Instruction:\nQ\n\n### Input:\nwords\n\n### Response:\n")
     ]
     assert CHATML.prompt("Q") == "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_clips_stand_where_their_marks_do():
+    shots = AudioRow("<audio>a dog<audio>a cat<audio>", audio_id=("1", "2", "3"), output="a dog")
+    assert PLAIN.parts(shots) == [
+        Audio(0),
+        Text("a dog"),
+        Audio(1),
+        Text("a cat"),
+        Audio(2),
+        Text("a dog", loss=True),
+    ]
+    later = AudioRow("Is {this}<audio>", input="like <audio>?", audio_id=("1", "2"))
+    opening = Text("### Instruction:\nIs {this}")
+    assert ALPACA_SHORT.parts(later, answer=False) == [
+        opening,
+        Audio(0),
+        Text("\n\n### Input:\nlike "),
+        Audio(1),
+        Text("?\n\n### Response:\n"),
+    ]
+    leading = AudioRow("Which?", audio_id=("1", "2"), output="<audio> is no mark here")
+    assert PLAIN.parts(leading) == [Audio(0), Audio(1), Text("Which?"), Text("<audio> is no mark here", loss=True)]
+    with pytest.raises(DataError, match=r"holds 2 <audio> marks and the row 3 clips; give audio_id one path a mark"):
+        AudioRow("<audio><audio>", audio_id=("1", "2", "3"))

@@ -1,0 +1,1 @@
+"""Tasks: labelled clips formulated as rows of questions and answers."""
