@@ -1,0 +1,140 @@
+"""Text encoders against `transformers` with random weights, in and out (`tests.convert.parity`)."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alm_jax.convert import bert
+from alm_jax.convert.formats import open_tensors
+from alm_jax.convert.hub import resolve
+from alm_jax.convert.layouts import LAYOUTS, config_of, detect
+from alm_jax.models.text.bert import Bert, BertConfig, sentence_embedding
+from tests.convert.parity import SIMPLE, assert_close, build, check_pair, record, torch
+
+pytestmark = pytest.mark.torch
+
+IDS = np.random.default_rng(0).integers(2, 40, (2, 9))
+MASK = np.array([[1] * 9, [1] * 6 + [0] * 3])
+TYPES = np.array([[0] * 4 + [1] * 5] * 2)
+SIZES = {"vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
+SIZES |= {"num_attention_heads": 4, "max_position_embeddings": 12, "attn_implementation": "eager"}
+KEY_BIAS = ("*self.key.bias",)  # adds the same to all scores of a query
+
+
+def settings(model):
+    """What `config.json` of PyTorch's model holds."""
+    return json.loads(model.config.to_json_string(use_diff=False))
+
+
+def check(record_property, name, make, pooler, types, pad_id=0):
+    """`make(settings)` builds PyTorch's model."""
+    theirs = make(SIZES)
+    config = BertConfig(**vars(bert.from_hf_config(settings(theirs))) | {"pooler": pooler})
+    ids = np.where(MASK, IDS, pad_id)
+    arguments = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(MASK)}
+    arguments |= {} if types is None else {"token_type_ids": torch.tensor(types)}
+
+    def outputs(model):
+        hidden = model(ids, jnp.array(MASK), types)
+        return {"hidden": hidden * MASK[..., None]} | ({"pooled": model.pooled(hidden)} if pooler else {})
+
+    def torch_outputs(model):
+        out = model(**arguments)
+        # What stands at padding is not compared: PyTorch gives the rows of its tables there no gradient.
+        hidden = out.last_hidden_state * torch.tensor(MASK)[..., None]
+        return {"hidden": hidden} | ({"pooled": out.pooler_output} if pooler else {})
+
+    return check_pair(
+        record_property,
+        model=name,
+        module=Bert,
+        config=config,
+        table=LAYOUTS["bert_hf"].table(config),
+        theirs=theirs,
+        ours_out=outputs,
+        theirs_out=torch_outputs,
+        rebuilt=lambda: make(bert.to_hf_config(config)),
+        flat=KEY_BIAS,
+    )
+
+
+def test_bert(record_property):
+    from transformers import BertConfig as Config
+    from transformers import BertModel
+
+    check(record_property, "BERT", lambda told: BertModel(Config(**told)), True, TYPES)
+
+
+def test_bert_without_pooler(record_property):
+    from transformers import BertConfig as Config
+    from transformers import BertModel
+
+    make = lambda told: BertModel(Config(**told | {"hidden_act": "gelu_new"}), add_pooling_layer=False)
+    check(record_property, "BERT", make, False, None)
+
+
+def test_roberta(record_property):
+    from transformers import RobertaConfig as Config
+    from transformers import RobertaModel
+
+    ours = check(record_property, "RoBERTa", lambda told: RobertaModel(Config(**told)), True, None, pad_id=1)
+    assert ours.config.position_offset == 2
+
+
+def test_a_model_for_a_task(record_property):
+    """The encoder of a masked language model; its head is left alone."""
+    from transformers import BertConfig as Config
+    from transformers import BertForMaskedLM
+
+    theirs = BertForMaskedLM(Config(**SIZES))
+    config = BertConfig(**vars(bert.from_hf_config(settings(theirs))) | {"pooler": False})
+    check_pair(
+        record_property,
+        model="BERT",
+        module=Bert,
+        config=config,
+        table=LAYOUTS["bert_hf"].table(config),
+        theirs=theirs,
+        ours_out=lambda model: model(IDS, jnp.array(MASK)),
+        theirs_out=lambda model: model.bert(torch.tensor(IDS), torch.tensor(MASK)).last_hidden_state,
+        flat=KEY_BIAS,
+    )
+
+
+@pytest.mark.download
+def test_minilm(record_property):
+    """Sentence embeddings with the published weights, and that near sentences are nearer than others."""
+    from transformers import AutoTokenizer, BertModel
+
+    found = resolve("sentence-transformers/all-MiniLM-L6-v2").path
+    file = open_tensors(found)
+    folder = file.path.parent
+    config = config_of(file, detect(file.keys()))
+    tensors = {key: file.read(key) for key in file.keys()}
+    ours = build(Bert, config, tensors, LAYOUTS["bert_hf"].table(config))
+    theirs, tokenizer = BertModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    texts = [
+        "A dog barks in the distance.",
+        "A hound is barking far away.",
+        "Rain falls on a tin roof while cars pass.",
+    ]
+    given = tokenizer(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        hidden = theirs(**given).last_hidden_state
+    mask = given["attention_mask"].numpy()
+    weight = mask[..., None] / mask.sum(1)[:, None, None]
+    mean = (hidden.numpy() * weight).sum(1)
+    expected = mean / np.linalg.norm(mean, axis=-1, keepdims=True)
+    embeddings = sentence_embedding(ours(given["input_ids"].numpy(), jnp.array(mask)), jnp.array(mask))
+    error = assert_close(embeddings, expected, SIMPLE)
+    record(
+        record_property,
+        model="MiniLM sentence encoder",
+        source="transformers.BertModel, published weights",
+        errors={"embedding": error},
+        directions=("in",),
+    )
+    likeness = np.asarray(embeddings @ embeddings.T)
+    assert likeness[0, 1] > 0.6 > 0.4 > likeness[0, 2]
