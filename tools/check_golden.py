@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from alm_jax.core.errors import AlmError
-from golden import apt_audiomae, ltu, ltu_as
+from golden import apt_audiomae, ltu, ltu_as, msclap
 from golden.report import Report
 
 # A fixture is of the kind that its name begins with, the longest first: `ltu_tiny_c` has text and a trainer's record.
@@ -26,6 +26,7 @@ KINDS: dict[str, Callable[[Path, Report], None]] = {
     "ltu_tiny": ltu.check_model,
     "ltuas_tltr_tiny": ltu_as.check,
     "apt_audiomae": apt_audiomae.check,
+    "msclap": msclap.check,
 }
 
 

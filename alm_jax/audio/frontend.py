@@ -290,7 +290,7 @@ class LibrosaLogMel:
         rows, reach = 1 + waves.shape[1] // self.hop, self.n_fft // 2
         frames = frame(_reflected(waves, lengths, reach), self.n_fft, self.hop, rows)
         power = windowed_power(frames, _window("periodic", self.n_fft), self.n_fft)
-        filters = jnp.asarray(self._filters(), jnp.float32)
+        filters = jnp.asarray(self.filters(), jnp.float32)
         log_mel = 10.0 * jnp.log10(jnp.maximum(jnp.matmul(power, filters, precision="highest"), 1e-10))
         count = jnp.where(lengths > reach, 1 + lengths // self.hop, 0)[:, None, None]
         return jnp.where(jnp.arange(rows)[:, None] < count, log_mel, 0.0)
@@ -304,9 +304,10 @@ class LibrosaLogMel:
 
     def _log_mel(self, frames: np.ndarray) -> np.ndarray:
         power = np.abs(np.fft.rfft(frames * _window("periodic", self.n_fft))) ** 2
-        return 10.0 * np.log10(np.maximum(power @ self._filters(), 1e-10))
+        return 10.0 * np.log10(np.maximum(power @ self.filters(), 1e-10))
 
-    def _filters(self) -> np.ndarray:
+    def filters(self) -> np.ndarray:
+        """`[n_fft / 2 + 1, num_mels]` float64."""
         rate = self.filter_rate or self.sample_rate
         return slaney_mel_filters(self.num_mels, self.n_fft, rate, self.low_freq, self.high_freq)
 

@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import isqrt
+from typing import Any
 
 from alm_jax.convert.formats import TensorFile
 from alm_jax.convert.rules import LINEAR, TABLE, VECTOR, Part, Rearrange, Rule, Table, each
-from alm_jax.convert.sizes import count, shape_of
+from alm_jax.convert.sizes import count, from_settings, positive, shape_of, to_settings
 from alm_jax.models.encoders.htsat import HtsatConfig
 
+_SETTINGS = {
+    "mels": "num_mel_bins",
+    "image": "spec_size",
+    "patch": "patch_size",
+    "stride": "patch_stride",
+    "embed_dim": "patch_embeds_hidden_size",
+    "window": "window_size",
+    "norm_eps": "layer_norm_eps",
+    "fusion_ratio": "aff_block_r",
+}
+_FIXED = {
+    "hidden_act": "gelu",
+    "patch_embed_input_channels": 1,
+    "flatten_patch_embeds": True,
+    "enable_patch_layer_norm": True,
+    "qkv_bias": True,
+}
 # Layers of a block: ours, theirs.
 _OFFICIAL = {"norm1": "norm1", "norm2": "norm2", "attn.o": "attn.proj", "mlp.up": "mlp.fc1", "mlp.down": "mlp.fc2"}
 _HF = {
@@ -124,6 +143,48 @@ def _constants(config: HtsatConfig, *names: str) -> list[str]:
         for block in range(depth)
         for name in names
     ]
+
+
+def from_hf_config(settings: Mapping[str, Any]) -> HtsatConfig:
+    """The encoder that the `audio_config` of `transformers`' CLAP describes (`ClapAudioConfig`).
+
+    Raises:
+        CheckpointError: settings are missing or have no counterpart; all are listed.
+    """
+    told, problems = dict(settings), []
+    for name in ("spec_size", "patch_size", "patch_stride"):  # numbers, or the two edges of a square
+        if isinstance(told.get(name), list | tuple) and len(set(told[name])) == 1:
+            told[name] = told[name][0]
+    stages = {}
+    for ours, name in (("depths", "depths"), ("heads", "num_attention_heads")):
+        value = told.get(name)
+        if not isinstance(value, list | tuple) or not all(positive(number, whole=True) for number in value):
+            problems.append(f"{name} is {value!r}; expected numbers above 0")
+        else:
+            stages[ours] = tuple(value)
+    if not positive(told.get("mlp_ratio")):
+        problems.append(f"mlp_ratio is {told.get('mlp_ratio')!r}; expected a number above 0")
+    if told.get("enable_fusion") and told.get("fusion_type") == "channel_map":
+        problems.append("fusion_type is 'channel_map', which has no counterpart")
+    numbers = from_settings(told, _SETTINGS, _FIXED, problems)
+    config = HtsatConfig(**numbers, **stages, mlp_ratio=told["mlp_ratio"], fusion=bool(told.get("enable_fusion")))
+    from_settings(told, {}, {"hidden_size": config.dim})
+    return config
+
+
+def to_hf_config(config: HtsatConfig) -> dict[str, Any]:
+    """The `audio_config` of CLAP's `config.json`."""
+    return {
+        "model_type": "clap_audio_model",
+        **to_settings(config, _SETTINGS),
+        "patch_stride": [config.stride, config.stride],
+        "depths": list(config.depths),
+        "num_attention_heads": list(config.heads),
+        "num_hidden_layers": len(config.depths),
+        "hidden_size": config.dim,
+        "mlp_ratio": config.mlp_ratio,
+        "enable_fusion": config.fusion,
+    }
 
 
 def sizes(file: TensorFile) -> HtsatConfig:

@@ -227,7 +227,7 @@ def sizes(file: TensorFile) -> WhisperConfig:
     return WhisperConfig(
         mels=conv[1],
         dim=conv[0],
-        heads=number(file, settings_of(file), "encoder_attention_heads", int, heads_of(conv[0], _HEAD_WIDTH)),
+        heads=_heads(file, "encoder", conv[0]),
         depth=count(keys, r"(?:^|encoder[./])(?:layers\.|blocks\.|layer_)(\d+)[./]"),
         positions=places[0] if places else default.positions,
     )
@@ -242,11 +242,17 @@ def seq2seq_sizes(file: TensorFile) -> WhisperSeq2SeqConfig:
     decoder = WhisperDecoderConfig(
         vocab_size=table[0] if table else default.vocab_size,
         dim=encoder.dim,
-        heads=number(file, settings_of(file), "decoder_attention_heads", int, heads_of(encoder.dim, _HEAD_WIDTH)),
+        heads=_heads(file, "decoder", encoder.dim),
         depth=count(list(file.keys()), r"decoder[./](?:layers\.|blocks\.|layer_)(\d+)[./]"),
         positions=places[0] if places else default.positions,
     )
     return WhisperSeq2SeqConfig(encoder, decoder)
+
+
+def _heads(file: TensorFile, part: str, dim: int) -> int:
+    """By `config.json`, by CTranslate2's own settings, or by the usual width."""
+    told = file.metadata.get("attributes", {}).get(f"{part}/num_heads", heads_of(dim, _HEAD_WIDTH))
+    return number(file, settings_of(file), f"{part}_attention_heads", int, told)
 
 
 def from_hf_config(settings: Mapping[str, Any]) -> WhisperSeq2SeqConfig:

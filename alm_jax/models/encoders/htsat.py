@@ -292,19 +292,24 @@ class Htsat(nnx.Module):
             whole = jnp.where(longer.reshape(-1, 1, 1, 1).astype(bool), fused, whole)
         return self.patch_norm(whole)
 
+    def windows(self, x: jax.Array) -> jax.Array:
+        """[B, ..., frames, mels] -> windows of at most an image [B, S, ..., T, mels]: one, or those of a long clip."""
+        c, frames = self.config, x.shape[-2]
+        if frames <= c.frames:
+            return x[:, None]
+        starts = range(0, frames - c.crop - 1, c.crop_hop)
+        return jnp.stack([x[..., start : start + c.crop, :] for start in starts], axis=1)
+
     def steps(self, x: jax.Array, longer: jax.Array | None = None) -> jax.Array:
-        """[B, frames, mels] -> [B, S, T, F, dim]: windows (one, but for long clips), steps in them, frequencies."""
-        c, batch = self.config, x.shape[0]
-        if x.shape[-2] > c.frames:
-            starts = range(0, x.shape[-2] - c.crop - 1, c.crop_hop)
-            x = jnp.stack([x[..., start : start + c.crop, :] for start in starts], axis=1)
-            x = x.reshape(-1, *x.shape[2:])
-            longer = None if longer is None else jnp.repeat(longer, len(starts))
-        x = constrain(self.embed(self.image(x), longer), ax.BATCH, None, None, None)
+        """[B, frames, mels] -> [B, S, T, F, dim]: windows, steps in them, frequencies."""
+        x = self.windows(x)
+        batch, windows = x.shape[:2]
+        longer = None if longer is None else jnp.repeat(longer.reshape(batch), windows)
+        x = self.embed(self.image(x.reshape(-1, *x.shape[2:])), longer)
+        x = constrain(x, ax.BATCH, None, None, None)
         for stage in self.stages:
             x = stage(x)
-        x = self.norm(x)
-        return rearrange(x, "(b s) (chunk f) t d -> b s (chunk t) f d", b=batch, chunk=c.chunks)
+        return rearrange(self.norm(x), "(b s) (chunk f) t d -> b s (chunk t) f d", b=batch, chunk=self.config.chunks)
 
     def __call__(self, x: jax.Array, taps: tuple[int, ...] | None = None, pool: int = 1) -> Features:
         """[B, frames, mels] -> Features [1, B, T * F / pool, dim], the frequencies of a step beside one another.
