@@ -8,13 +8,10 @@ from alm_jax.convert.sizes import count, heads_of, number, settings_of, shape_of
 from alm_jax.models.aligners.qformer import PretrainingConfig, QFormerConfig
 
 _HEAD_WIDTH = 64  # of every published BERT, where nothing tells it
-_BERT, _WORDS = "Qformer.bert.", "Qformer.cls.predictions."
+_WORDS = "Qformer.cls.predictions."
 
-_ATTENTION = {"q": "self.query", "k": "self.key", "v": "self.value", "o": "output.dense"}
-# Of a block: ours, theirs.
-_BLOCK = {
-    **{f"attn.{ours}": f"attention.{theirs}" for ours, theirs in _ATTENTION.items()},
-    "attn_norm": "attention.output.LayerNorm",
+# Of a block, but for attention: ours, theirs.
+_FEED_FORWARD = {
     "mlp.up": "intermediate.dense",
     "mlp.down": "output.dense",
     "mlp_norm": "output.LayerNorm",
@@ -22,35 +19,56 @@ _BLOCK = {
     "query_mlp.down": "output_query.dense",
     "query_mlp_norm": "output_query.LayerNorm",
 }
-_CROSS = {
-    **{f"attn.{ours}": f"crossattention.{theirs}" for ours, theirs in _ATTENTION.items()},
-    "norm": "crossattention.output.LayerNorm",
-}
 # Of the alignment stage, but for the words' head and the temperature.
 _HEADS = {"audio_proj": "audio_proj", "text_proj": "text_proj", "match": "itm_head"}
 
 
 def official(config: QFormerConfig) -> Table:
     """`query_tokens`, `ln_audio`, `Qformer.bert.*`, and what the config has of `llm_proj` and the alignment stage."""
-    layer = _BERT + "encoder.layer.{i}."
     table = Table(
         rules=(
-            Rule("queries", "query_tokens", Rearrange("1 n d -> n d")),
-            Rule("embed.embedding", _BERT + "embeddings.word_embeddings.weight", TABLE),
-            Rule("pos_embed", _BERT + "embeddings.position_embeddings.weight", TABLE),
+            *_transformer(config, "Qformer.bert.", attention="self", norm="LayerNorm"),
             *_pair("audio_norm", "ln_audio"),
-            *_pair("norm", _BERT + "embeddings.LayerNorm"),
-            *_stacked("blocks.", layer, _BLOCK, range(config.depth)),
-            *_stacked("cross.", layer, _CROSS, range(0, config.depth, config.cross_every)),
             *(() if config.out_dim is None else _pair("proj", "llm_proj")),
         ),
-        dead=(_BERT + "embeddings.position_ids",),
+        dead=("Qformer.bert.embeddings.position_ids",),
     )
     return table + (_no_heads() if config.pretraining is None else _heads())
 
 
+def instructblip(config: QFormerConfig) -> Table:
+    """The same part of `transformers`' `InstructBlipForConditionalGeneration`, whose features are an image's."""
+    return Table(
+        rules=(
+            *_transformer(config, "qformer.", attention="attention", norm="layernorm"),
+            *_pair("audio_norm", "vision_model.post_layernorm"),
+            *_pair("proj", "language_projection"),
+        )
+    )
+
+
+def _transformer(config: QFormerConfig, prefix: str, *, attention: str, norm: str) -> tuple[Rule, ...]:
+    """Query tokens, embeddings and blocks; `attention` and `norm` are names that differ between implementations."""
+    layer = prefix + "encoder.layer.{i}."
+
+    def reads(path: str, key: str) -> dict[str, str]:
+        inner = {f"{path}.{name[0]}": f"{key}.{attention}.{name}" for name in ("query", "key", "value")}
+        return inner | {f"{path}.o": f"{key}.output.dense"}
+
+    block = reads("attn", "attention") | {"attn_norm": "attention.output.LayerNorm"} | _FEED_FORWARD
+    cross = reads("attn", "crossattention") | {"norm": "crossattention.output.LayerNorm"}
+    return (
+        Rule("queries", "query_tokens", Rearrange("1 n d -> n d")),
+        Rule("embed.embedding", prefix + "embeddings.word_embeddings.weight", TABLE),
+        Rule("pos_embed", prefix + "embeddings.position_embeddings.weight", TABLE),
+        *_pair("norm", f"{prefix}embeddings.{norm}"),
+        *_stacked("blocks.", layer, block, range(config.depth)),
+        *_stacked("cross.", layer, cross, range(0, config.depth, config.cross_every)),
+    )
+
+
 def _heads() -> Table:
-    embedding = _BERT + "embeddings.word_embeddings.weight"
+    embedding = "Qformer.bert.embeddings.word_embeddings.weight"
     return Table(
         rules=(
             *(rule for ours, theirs in _HEADS.items() for rule in _pair(f"heads.{ours}", theirs)),
@@ -103,7 +121,7 @@ def sizes(file: TensorFile) -> QFormerConfig:
         queries=queries[1],
         hidden=queries[2],
         depth=depth,
-        heads=number(file, settings_of(file), "num_attention_heads", int, heads_of(queries[2], _HEAD_WIDTH)),
+        heads=number(file, settings_of(file), "qformer_num_heads", int, heads_of(queries[2], _HEAD_WIDTH)),
         mlp_dim=hidden[0] if hidden else default.mlp_dim,
         cross_every=last // (groups - 1) if groups > 1 else depth,
         vocab_size=words[0],

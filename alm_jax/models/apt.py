@@ -6,15 +6,49 @@ is said beside the value.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from math import prod
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from alm_jax.models.aligners.qformer import QFormer
+from alm_jax.audio.frontend import KaldiFbank
+from alm_jax.core.sequence import Layout
+from alm_jax.models.aligners.qformer import QFormer, QFormerConfig
+from alm_jax.models.alm import AlmConfig
+from alm_jax.models.decoders.llama import LlamaConfig
+from alm_jax.models.encoders.audio_mae import AudioMaeConfig
 from alm_jax.models.features import AlignerText
 
+# Vicuna's 32000 ids, `[PAD]` and `<AUDIO>`, whose row is never read: what stands before a clip is a vector of its own.
+VOCABULARY = 32002
+
+# `[bos]([AUDIO] audio text)*`, the published `</s>` (id 2) in the place of BOS; at most 128 tokens of instruction and
+# 256 of answer. A repetition penalty sees what was generated alone.
+LAYOUT = Layout(bos="first", indicators=1, max_text_tokens=384, loss_on="answer", penalize_prompt=False)
+
 SMOOTHING = 0.1  # of labels, in contrasting and in text generation; not in the paper
+
+
+def apt(
+    decoder: LlamaConfig | None = LlamaConfig(vocab_size=VOCABULARY),
+    encoder: AudioMaeConfig = AudioMaeConfig(classes=527),
+    aligner: QFormerConfig = QFormerConfig(),
+) -> AlmConfig:
+    """APT over parts of any size; the defaults are the published 7B model. Without a decoder, its alignment stage.
+
+    The front end hears 32 kHz although Audio-MAE was trained at 16. The aligner reads the output of the last block
+    (the paper says the penultimate: `taps=(depth - 1,)`). The classifier of the encoder is kept, as it is in official
+    checkpoints.
+    """
+    return AlmConfig(
+        frontend=KaldiFbank(sample_rate=32000, frames=encoder.frames, num_mels=encoder.mels, mean=0.0, std=1.0),
+        encoder=encoder,
+        aligner=replace(aligner, dim=encoder.dim, out_dim=decoder and decoder.dim, steps=prod(encoder.grid)),
+        decoder=decoder,
+        indicators=1,
+    )
 
 
 class AlignmentLosses(NamedTuple):

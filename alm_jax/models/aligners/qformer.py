@@ -197,10 +197,17 @@ class QFormer(nnx.Module):
         Returns:
             Last hidden states of queries [B, Q, hidden] and text [B, L, hidden].
         """
-        c, seen = self.config, self.mask(text, mask)
         embed_key, key = (None, None) if key is None else jax.random.split(key)
-        # Blocks come in groups of `cross_every`, whose first reads the features; the last group may be shorter.
+        return self.run(self.embeddings(audio, text, embed_key), audio, self.mask(text, mask), key)
+
+    def run(self, x: tuple[jax.Array, jax.Array], audio: jax.Array, seen: dict[str, Any], key=None):
+        """All blocks on (queries, text), in groups of `cross_every` whose first reads the features audio [B, T, dim].
+
+        The groups are scanned; the last may be shorter.
+        """
+        c = self.config
         whole, left = divmod(c.depth, c.cross_every)
+        edge = whole * c.cross_every
 
         def group(layers, x, keys):
             blocks, cross = layers
@@ -209,18 +216,15 @@ class QFormer(nnx.Module):
                 x = block(*x, None if i else cross, audio, seen, None if keys is None else keys[i])
             return x, None
 
-        def layers(start, stop, *lead):
-            return jax.tree.map(lambda leaf: leaf[start:stop].reshape(*lead, *leaf.shape[1:]), self.blocks)
-
-        x, keys = self.embeddings(audio, text, embed_key), stack.layer_keys(key, c.depth)
-        edge = whole * c.cross_every
+        take = lambda layers, index: jax.tree.map(lambda leaf: leaf[index], layers)
+        keys = stack.layer_keys(key, c.depth)
         if whole:
-            groups = layers(0, edge, whole, c.cross_every), jax.tree.map(lambda leaf: leaf[:whole], self.cross)
-            key_groups = None if keys is None else keys[:edge].reshape(whole, c.cross_every)
-            x, _ = stack.run(group, groups, x, key_groups, remat=c.remat)
+            by_group = lambda leaf: leaf[:edge].reshape(whole, c.cross_every, *leaf.shape[1:])
+            groups = jax.tree.map(by_group, self.blocks), take(self.cross, slice(whole))
+            x, _ = stack.run(group, groups, x, None if keys is None else by_group(keys), remat=c.remat)
         if left:
-            last = layers(edge, c.depth, left), jax.tree.map(lambda leaf: leaf[whole], self.cross)
-            x, _ = group(last, x, None if keys is None else keys[edge:])
+            rest = slice(edge, c.depth)
+            x, _ = group((take(self.blocks, rest), take(self.cross, whole)), x, None if keys is None else keys[rest])
         return x
 
     def __call__(
