@@ -6,7 +6,14 @@ import sys
 
 import pytest
 
-FIXTURES = ["ltu/ltu_tiny", "ltu/ltu_tiny_c", "ltu/ltuas_tltr_tiny", "apt/apt_audiomae", "apt/apt_qformer", "mats/msclap"]
+FIXTURES = [
+    "ltu/ltu_tiny",
+    "ltu/ltu_tiny_c",
+    "ltu/ltuas_tltr_tiny",
+    "apt/apt_audiomae",
+    "apt/apt_qformer",
+    "mats/msclap",
+]
 
 
 def _run(repo, *prefixes):
