@@ -12,6 +12,7 @@ FIXTURES = [
     "ltu/ltuas_tltr_tiny",
     "apt/apt_audiomae",
     "apt/apt_qformer",
+    "apt/apt_fbank",
     "mats/msclap",
 ]
 

@@ -19,6 +19,7 @@ from alm_jax.audio.spectrum import frame, windowed_power
 from alm_jax.core.errors import AudioError, ConfigError
 
 KALDI_FLOOR = float(np.finfo(np.float32).eps)  # least mel energy before the logarithm
+_SILENT = 1e-8  # keeps silence from being divided by zero
 TOO_SHORT = 0.01  # filterbank of a clip without one whole frame, before normalisation (LTU's and APT's loaders)
 
 
@@ -29,7 +30,8 @@ class KaldiFbank:
     The defaults are LTU's (`data_collator.py` and its demo). Samples are in [-1, 1); frames lie wholly inside the clip;
     padding comes out as -mean / std, louder than silence. A clip shorter than one frame is 0.01 everywhere before
     normalisation. `high_freq` of 0 or less counts from Nyquist. With `frames=None` the NumPy form has as many rows as
-    the clip has frames, the JAX form as many as fit into n samples.
+    the clip has frames, the JAX form as many as fit into n samples. With `peak` the whole clip is first shifted to mean
+    0 and scaled to that largest magnitude (APT: 0.5).
     """
 
     sample_rate: int = 16000  # Hz
@@ -43,6 +45,7 @@ class KaldiFbank:
     frames: int | None = 1024
     mean: float = -5.081
     std: float = 4.4849
+    peak: float | None = None
 
     def __post_init__(self):
         _check_sizes(self)
@@ -53,6 +56,8 @@ class KaldiFbank:
             )
         if not self.std > 0:
             raise ConfigError(f"std: expected a positive number, got {self.std!r}")
+        if self.peak is not None and not self.peak > 0:
+            raise ConfigError(f"peak: expected a positive number or None, got {self.peak!r}")
         if self.window not in ("hanning", "povey"):
             raise ConfigError(f"window: expected 'hanning' or 'povey', got {self.window!r}")
         low, high = self.band
@@ -85,7 +90,7 @@ class KaldiFbank:
     @property
     def max_seconds(self) -> float | None:
         """Seconds of a clip that the features depend on; None = all."""
-        if self.frames is None:
+        if self.frames is None or self.peak is not None:
             return None
         return ((self.frames - 1) * self.hop + self.frame_samples) / self.sample_rate
 
@@ -96,7 +101,7 @@ class KaldiFbank:
 
     def numpy(self, wave: np.ndarray) -> np.ndarray:
         """`wave [n]` at `sample_rate` -> `[frames, num_mels]` float32."""
-        wave = _one_channel(wave)
+        wave = self.scaled(_one_channel(wave))
         if len(wave) < self.frame_samples:
             rows = np.full((self.frames or 0, self.num_mels), TOO_SHORT)
         else:
@@ -113,7 +118,11 @@ class KaldiFbank:
             rows = max(0, 1 + (waves.shape[1] - self.frame_samples) // self.hop)
         # The official code removes the clip's mean as well as each frame's; here it keeps float32 sums small.
         mean = jnp.sum(waves, axis=1, keepdims=True) / jnp.maximum(lengths, 1)[:, None]
-        frames = frame(waves - mean, self.frame_samples, self.hop, rows)
+        waves = waves - mean
+        if self.peak is not None:
+            true = jnp.arange(waves.shape[1]) < lengths[:, None]
+            waves *= self.peak / (jnp.max(jnp.abs(waves), axis=1, keepdims=True, initial=0, where=true) + _SILENT)
+        frames = frame(waves, self.frame_samples, self.hop, rows)
         frames = frames - jnp.mean(frames, axis=-1, keepdims=True)
         frames = frames - self.preemphasis * jnp.concatenate([frames[..., :1], frames[..., :-1]], axis=-1)
         power = windowed_power(frames, _window(self.window, self.frame_samples), self.n_fft)
@@ -123,6 +132,13 @@ class KaldiFbank:
         padding = jnp.where(count > 0, 0.0, TOO_SHORT)
         log_mel = jnp.where(jnp.arange(rows)[:, None] < count, log_mel, padding)
         return (log_mel - self.mean) / self.std
+
+    def scaled(self, wave: np.ndarray) -> np.ndarray:
+        """The clip `[n]` as its frames are taken from it: as it is, or with mean 0 and the largest magnitude `peak`."""
+        if self.peak is None or not len(wave):
+            return wave
+        wave = wave - wave.mean(dtype=np.float64)
+        return self.peak * wave / (np.abs(wave).max() + _SILENT)
 
     def _log_mel(self, frames: np.ndarray) -> np.ndarray:
         frames = frames - frames.mean(axis=1, keepdims=True, dtype=np.float64)

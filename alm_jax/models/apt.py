@@ -28,6 +28,11 @@ VOCABULARY = 32002
 # 256 of answer. A repetition penalty sees what was generated alone.
 LAYOUT = Layout(bos="first", indicators=1, max_text_tokens=384, loss_on="answer", penalize_prompt=False)
 
+# The published code hears 32 kHz, scaled to a peak and without mean and deviation, although Audio-MAE was trained at
+# 16 kHz and with both (`AUDIO_MAE_FRONTEND`).
+FRONTEND = KaldiFbank(sample_rate=32000, peak=0.5, mean=0.0, std=1.0)
+AUDIO_MAE_FRONTEND = KaldiFbank(mean=-4.2677393, std=2 * 4.5689974)
+
 SMOOTHING = 0.1  # of labels, in contrasting and in text generation; not in the paper
 
 
@@ -38,12 +43,12 @@ def apt(
 ) -> AlmConfig:
     """APT over parts of any size; the defaults are the published 7B model. Without a decoder, its alignment stage.
 
-    The front end hears 32 kHz although Audio-MAE was trained at 16. The aligner reads the output of the last block
+    The aligner reads the output of the last block
     (the paper says the penultimate: `taps=(depth - 1,)`). The classifier of the encoder is kept, as it is in official
     checkpoints.
     """
     return AlmConfig(
-        frontend=KaldiFbank(sample_rate=32000, frames=encoder.frames, num_mels=encoder.mels, mean=0.0, std=1.0),
+        frontend=replace(FRONTEND, frames=encoder.frames, num_mels=encoder.mels),
         encoder=encoder,
         aligner=replace(aligner, dim=encoder.dim, out_dim=decoder and decoder.dim, steps=prod(encoder.grid)),
         decoder=decoder,

@@ -80,6 +80,7 @@ FRONTENDS = [
     KaldiFbank(frames=120),
     KaldiFbank(frames=None, window="povey", num_mels=80, mean=0.0, std=1.0),
     KaldiFbank(sample_rate=32000, frames=70, high_freq=-400.0, frame_shift_ms=12.5),
+    KaldiFbank(frames=60, peak=0.5),
     WhisperLogMel(frames=80, padding="audio"),
     WhisperLogMel(frames=80, padding="mel"),
     WhisperLogMel(frames=130, padding="mel"),
@@ -175,6 +176,7 @@ def test_features_of_a_long_clip_are_computed_in_blocks():
 def test_what_a_front_end_says_of_itself():
     assert KaldiFbank().feature_shape == (1024, 128) and KaldiFbank().sample_rate == 16000
     assert KaldiFbank().max_seconds == pytest.approx(10.255) and KaldiFbank(frames=None).max_seconds is None
+    assert KaldiFbank(peak=0.5).max_seconds is None  # the peak may come late
     assert WhisperLogMel().feature_shape == (3000, 80) and WhisperLogMel().max_seconds == 30.0
     assert WhisperLogMel(frames=1000, padding="mel").max_seconds is None and WhisperLogMel().sample_rate == 16000
     assert hash(KaldiFbank()) == hash(KaldiFbank())
@@ -189,6 +191,7 @@ def test_what_a_front_end_says_of_itself():
         (lambda: KaldiFbank(high_freq=9000.0), "high_freq"),
         (lambda: KaldiFbank(frame_length_ms=0.0), "frame_length_ms"),
         (lambda: KaldiFbank(std=0.0), "std"),
+        (lambda: KaldiFbank(peak=0.0), "peak"),
         (lambda: WhisperLogMel(padding="zeros"), "padding"),
         (lambda: WhisperLogMel(frames=2.5), "frames"),
     ],
