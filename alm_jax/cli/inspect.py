@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -17,15 +17,14 @@ from alm_jax.cli.display import print_table
 from alm_jax.cli.parse import parse
 from alm_jax.core.errors import CheckpointError, UsageError
 
-_FATES = ("tied", "dead", "ignored", "unmapped", "twice")
-
 
 @dataclass
 class Inspect:
     """List the parameters of a run, or the tensors of a checkpoint or published model, and their totals.
 
-    Of a run: path, shape, dtype, logical axes, and what trains. Of a checkpoint: which layout it has, and what becomes
-    of each tensor: the parameter that it makes, dead (never used), tied, ignored (of another model) or unmapped.
+    Of a run: path, shape, dtype, logical axes, and what trains. Of a checkpoint: which layout it has and which parts of
+    its system, and what becomes of each tensor: the parameter that it makes, dead (never used), tied, ignored (of
+    another model) or unmapped. Totals come by part, with dtypes and the share that trains or is in adapters.
 
     examples:
       alm inspect runs/tiny
@@ -72,7 +71,14 @@ def _inspect_run(path: Path, index: int | None) -> None:
     model = StageModel(experiment.stage_model(stage), stage, make_mesh(MeshConfig()), experiment.stage_precision())
     axes = tree.logical_axes(model.like)
     leaves = [
-        Leaf(name, tuple(leaf.shape), leaf.dtype.name, ", ".join(map(str, axes[name])), name in model.trained)
+        Leaf(
+            name,
+            tuple(leaf.shape),
+            leaf.dtype.name,
+            ", ".join(map(str, axes[name])),
+            name in model.trained,
+            name.split(".")[0],
+        )
         for name, leaf in model.target.items()
     ]
     for i, folder in enumerate(folders):
@@ -83,19 +89,20 @@ def _inspect_run(path: Path, index: int | None) -> None:
         print(f"stage {i} {experiment.stages[i].name}: checkpoints at steps {steps}{best}")
     print(f"parameters of stage {index} {stage.name}:")
     _print_leaves(leaves, "axes")
-    parts = dict.fromkeys(leaf.name.split(".")[0] for leaf in leaves)
-    _print_totals({part: [leaf for leaf in leaves if leaf.name.split(".")[0] == part] for part in parts}, trains=True)
+    _print_totals(leaves, "train")
 
 
 @dataclass(frozen=True)
 class Leaf:
-    """One line of a table: an array, and what is to be said of it (its axes, what it becomes)."""
+    """One line of a table: an array, what is to be said of it (its axes, what it becomes), and what it is counted
+    under."""
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     remark: str
     trains: bool = False
+    part: str = ""
     count: int = 1
 
     @property
@@ -113,31 +120,83 @@ class Leaf:
 
 def _inspect_checkpoint(name: str, every: bool) -> None:
     from alm_jax.cli.checkpoints import open_checkpoint
-    from alm_jax.convert.layouts import LAYOUTS, config_of, detect
-    from alm_jax.convert.load import contents
+    from alm_jax.convert.formats import open_tensors
+    from alm_jax.convert.hub import resolve
+    from alm_jax.convert.layouts import detect
+    from alm_jax.convert.peft import is_adapter
 
-    file = open_checkpoint(name)
+    found = resolve(name)
+    file = open_tensors(found.path)
     fates: dict[str, str] = {}
+    becomes: dict[str, list[str]] = {}
+    whole = ""
     try:
-        layout = detect(file.keys())
+        layout = detect(file.keys(), whole=True)
     except CheckpointError as error:  # nothing is known of the keys; the tensors are listed all the same
         print(f"{file.path}: {error}")
     else:
+        opened = open_checkpoint(name)
         print(f"{file.path}: layout {layout}")
-        table = LAYOUTS[layout].table(config_of(file, layout))
-        found = contents(file.keys(), table)
-        paths: dict[str, list[str]] = {}
-        for rule in table.rules:
-            for key in rule.names:
-                paths.setdefault(key, []).extend([rule.path] if rule.path else [])
-        fates = {raw: _braced(paths[key]) for key, raw in found.mapped.items()}
-        for fate in ("tied", "dead", "ignored", "unmapped"):
-            fates |= dict.fromkeys(getattr(found, fate).values(), fate)
-        fates |= dict.fromkeys(found.twice, "twice")
-    leaves = [Leaf(key, file.shape(key), file.dtype(key).name, fates.get(key, "")) for key in file.keys()]
+        print(_described(opened))
+        becomes, fates = _fates(opened)
+        whole = type(opened.config).__name__.removesuffix("Config")
+    leaves = [
+        Leaf(
+            key,
+            tuple(file.shape(key)),
+            file.dtype(key).name,
+            fates.get(key, ""),
+            trains=any(map(is_adapter, becomes.get(key, ()))),
+            part=_part(fates.get(key, ""), becomes.get(key, ()), whole),
+        )
+        for key in file.keys()
+    ]
     _print_leaves(leaves if every else _folded(leaves), "becomes")
-    kinds = {leaf: leaf.remark if leaf.remark in _FATES else "mapped" if fates else "tensors" for leaf in leaves}
-    _print_totals({kind: [leaf for leaf in leaves if kinds[leaf] == kind] for kind in dict.fromkeys(kinds.values())})
+    _print_totals(leaves, "in adapters" if any(leaf.trains for leaf in leaves) else "")
+
+
+def _described(opened: Any) -> str:
+    """The parts of a system, and which of them a checkpoint lacks; or the one part that it is."""
+
+    def named(config: Any) -> str:
+        return type(config).__name__.removesuffix("Config")
+
+    if not opened.is_system:
+        return f"model: {named(opened.config)}"
+    held = {path.split(".")[0] for paths in _fates(opened)[0].values() for path in paths if not path.endswith("lora_a")}
+    full = {path.split(".")[0] for paths in _fates(opened)[0].values() for path in paths if path.endswith("embedding")}
+    parts = []
+    for name in ("encoder", "aligner", "decoder"):
+        config = getattr(opened.config, name)
+        if config is None:
+            continue
+        lacking = name not in held or (name == "decoder" and name not in full)
+        parts.append(f"{name} {named(config)}" + (" (elsewhere, but for adapters)" if lacking else ""))
+    return f"system: {', '.join(parts)}"
+
+
+def _fates(opened: Any) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """By key: the parameters that it makes, and what is said of it."""
+    from alm_jax.convert.load import contents
+
+    table = opened.table
+    found = contents(opened.file.keys(), table)
+    paths: dict[str, list[str]] = {}
+    for rule in table.rules:
+        for key in rule.names:
+            paths.setdefault(key, []).extend([rule.path] if rule.path else [])
+    becomes = {raw: paths[key] for key, raw in found.mapped.items()}
+    fates = {raw: _braced(names) for raw, names in becomes.items()}
+    for fate in ("tied", "dead", "ignored", "unmapped"):
+        fates |= dict.fromkeys(getattr(found, fate).values(), fate)
+    return becomes, fates | dict.fromkeys(found.twice, "twice")
+
+
+def _part(fate: str, paths: Sequence[str], whole: str) -> str:
+    """What a tensor is counted under: its fate, the part of the system, or the model."""
+    if not paths:
+        return fate or "tensors"
+    return paths[0].split(".")[0] if whole == "Alm" else whole
 
 
 def _braced(paths: list[str]) -> str:
@@ -169,14 +228,18 @@ def _print_leaves(leaves: Iterable[Leaf], remark: str) -> None:
     print_table(table)
 
 
-def _print_totals(parts: Mapping[str, list[Leaf]], trains: bool = False) -> None:
-    def line(name: str, leaves: list[Leaf]) -> str:
+def _print_totals(leaves: Sequence[Leaf], trains: str = "") -> None:
+    """Sizes by part and in all, with the share that trains (or is in adapters) and the dtypes."""
+
+    def line(name: str, leaves: Sequence[Leaf]) -> str:
         size = sum(leaf.size for leaf in leaves)
         trained = sum(leaf.size for leaf in leaves if leaf.trains)
-        share = f", {trained:,} train ({trained / size:.2%})" if trains and size else ""
-        return f"{name}: {size:,} values, {sum(leaf.bytes for leaf in leaves) / 1e6:,.1f} MB{share}"
+        share = f", {trained:,} {trains} ({trained / size:.2%})" if trains and size else ""
+        dtypes = ", ".join(dict.fromkeys(leaf.dtype for leaf in leaves))
+        return f"{name}: {size:,} values, {sum(leaf.bytes for leaf in leaves) / 1e6:,.1f} MB{share}, {dtypes}"
 
-    for name, leaves in parts.items():
-        print(line(name, leaves))
+    parts = dict.fromkeys(leaf.part for leaf in leaves)
+    for part in parts:
+        print(line(part, [leaf for leaf in leaves if leaf.part == part]))
     if len(parts) > 1:
-        print(line("total", [leaf for leaves in parts.values() for leaf in leaves]))
+        print(line("total", leaves))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from alm_jax.convert import alm
 from alm_jax.convert.formats import TensorFile, open_tensors
-from alm_jax.convert.hub import resolve
+from alm_jax.convert.hub import Resolved, resolve
 from alm_jax.convert.layouts import LAYOUTS, config_of, detect, heads_setting
 from alm_jax.convert.load import Source, check, contents, load
 from alm_jax.convert.rules import Table
@@ -57,13 +57,17 @@ PUBLISHED = {
 
 
 @dataclass(frozen=True)
-class _Opened:
+class Opened:
     """A checkpoint, and the part of a system that it is (`decoder`, `encoder`, or "" for the whole)."""
 
-    name: str
+    found: Resolved
     file: TensorFile
     layout: str
     part: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.found.name
 
     @property
     def folder(self) -> Path:
@@ -91,7 +95,7 @@ class System:
 
     spec: Spec
     tokenizer: Tokenizer
-    checkpoints: tuple[_Opened, ...]
+    checkpoints: tuple[Opened, ...]
 
     @property
     def sources(self) -> list[Source]:
@@ -171,12 +175,13 @@ def read_spec(file: TensorFile) -> Spec | None:
     return spec
 
 
-def _open(name: str) -> _Opened:
-    file = open_tensors(resolve(name).path)
-    return _Opened(name, file, detect(file.keys()))
+def _open(name: str) -> Opened:
+    found = resolve(name)
+    file = open_tensors(found.path)
+    return Opened(found, file, detect(file.keys()))
 
 
-def _parts(system: _Opened, names: Sequence[str]) -> dict[str, _Opened]:
+def _parts(system: Opened, names: Sequence[str]) -> dict[str, Opened]:
     """Checkpoints of parts, by part."""
     held, parts = _held(system), {}
     for name in names:
@@ -187,11 +192,11 @@ def _parts(system: _Opened, names: Sequence[str]) -> dict[str, _Opened]:
         if part in held or part in parts:
             other = parts[part].name if part in parts else system.name
             raise UsageError(f"base {name} is not needed: {other} holds the {part}; leave one of them out")
-        parts[part] = _Opened(name, opened.file, layout, part)
+        parts[part] = replace(opened, layout=layout, part=part)
     return parts
 
 
-def _held(system: _Opened) -> set[str]:
+def _held(system: Opened) -> set[str]:
     """Which parts a system's checkpoint has weights of; LoRA alone is no decoder."""
     table = system.table(system.config())
     mapped = contents(system.file.keys(), table).mapped
@@ -199,7 +204,7 @@ def _held(system: _Opened) -> set[str]:
     return {path.split(".")[0] for path in paths if not path.endswith((".lora_a", ".lora_b"))}
 
 
-def _with_encoder(system: _Opened, parts: dict[str, _Opened]) -> dict[str, _Opened]:
+def _with_encoder(system: Opened, parts: dict[str, Opened]) -> dict[str, Opened]:
     """The same with the encoder that the system's published checkpoints leave out, if it is not there."""
     default = _own_encoder(system)
     if default is None or "encoder" in parts:
@@ -212,17 +217,17 @@ def _with_encoder(system: _Opened, parts: dict[str, _Opened]) -> dict[str, _Open
         ) from error
 
 
-def _own_encoder(system: _Opened) -> str | None:
+def _own_encoder(system: Opened) -> str | None:
     return PUBLISHED[system.layout].encoder if system.layout in PUBLISHED else None
 
 
-def _missing(system: _Opened, parts: Mapping[str, _Opened]) -> list[str]:
+def _missing(system: Opened, parts: Mapping[str, Opened]) -> list[str]:
     have = _held(system) | parts.keys() | ({"encoder"} if _own_encoder(system) else set())
     what = {"decoder": "its LLaMA (give the one that it was trained over", "encoder": "its encoder (give that model"}
     return [f"it lacks {said} as base; alm ask: --base)" for part, said in what.items() if part not in have]
 
 
-def _untold(system: _Opened, parts: Mapping[str, _Opened]) -> list[str]:
+def _untold(system: Opened, parts: Mapping[str, Opened]) -> list[str]:
     """What the tensors of a checkpoint without a spec do not tell, nor the settings beside them."""
     whole, problems = system.config(), []
     configs = {part: getattr(whole, part) for part in ("encoder", "decoder") if part in _held(system)}
@@ -235,7 +240,7 @@ def _untold(system: _Opened, parts: Mapping[str, _Opened]) -> list[str]:
     return problems
 
 
-def _published_spec(system: _Opened, parts: Mapping[str, _Opened]) -> Spec:
+def _published_spec(system: Opened, parts: Mapping[str, Opened]) -> Spec:
     """Sizes by the tensors and the settings beside them, the rest as the published code has it."""
     told, published = system.config(), PUBLISHED[system.layout]
     decoder = replace(parts["decoder"].config(), lora=told.decoder.lora) if "decoder" in parts else told.decoder
@@ -243,7 +248,7 @@ def _published_spec(system: _Opened, parts: Mapping[str, _Opened]) -> Spec:
     return Spec(published.assemble(decoder, encoder), published.layout, published.template, published.sampling)
 
 
-def _tokenizer(system: _Opened, parts: Mapping[str, _Opened], given: str | None) -> tuple[Tokenizer | None, list[str]]:
+def _tokenizer(system: Opened, parts: Mapping[str, Opened], given: str | None) -> tuple[Tokenizer | None, list[str]]:
     """The tokenizer, and what is to be said where there is none."""
     if given is not None:
         return load_tokenizer(resolve(given).path), []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import ml_dtypes
 import numpy as np
@@ -122,8 +123,8 @@ def test_convert_keeps_every_bit(tmp_path, dtype, capsys):
 @pytest.mark.golden
 def test_convert_the_published_style_keeps_every_bit(golden_ltu, tmp_path):
     source = golden_ltu / "ltu_tiny.safetensors"
-    assert main(["convert", str(source), str(tmp_path), "--style", "published"]) == 0
-    given, written = load_file(source), load_file(tmp_path / "model.safetensors")
+    assert main(["convert", str(source), str(tmp_path / "out")]) == 0
+    given, written = load_file(source), load_file(tmp_path / "out" / "model.safetensors")
     assert written.keys() == given.keys()
     assert all(written[key].tobytes() == given[key].tobytes() for key in given)
 
@@ -173,24 +174,27 @@ def test_convert_a_run_and_its_parts(trained, tmp_path, capsys):
     assert main(["convert", str(trained), str(tmp_path / "whole")]) == 0
     whole = load_file(tmp_path / "whole" / "model.safetensors")
     kernel = np.asarray(arrays["decoder.blocks.attn.q.kernel"])
-    assert np.array_equal(whole["model.layers.1.self_attn.q_proj.weight"], kernel[1].T)
-    assert np.array_equal(whole["model.audio_proj.1.weight"], np.asarray(arrays["aligner.proj.kernel"]).T)
+    at = "base_model.model."  # as the published files, which PEFT wrapped
+    assert np.array_equal(whole[f"{at}model.layers.1.self_attn.q_proj.weight"], kernel[1].T)
+    assert np.array_equal(whole[f"{at}model.audio_proj.1.weight"], np.asarray(arrays["aligner.proj.kernel"]).T)
     assert sum(value.size for value in whole.values()) == sum(leaf.size for leaf in arrays.values())
 
     assert main(["convert", str(trained), str(tmp_path / "decoder"), "--part", "decoder"]) == 0
     decoder = load_file(tmp_path / "decoder" / "model.safetensors")
-    assert decoder.keys() == {key for key in whole if not key.startswith(("model.audio_encoder", "model.audio_proj"))}
+    assert decoder.keys() == {
+        re.sub(r"(lora_[AB])\.default", r"\1", key.removeprefix(at)) for key in whole if "audio_" not in key
+    }
     assert capsys.readouterr().err == ""
 
 
 def test_convert_the_adapter_of_a_run(trained, tmp_path):
-    assert main(["convert", str(trained), str(tmp_path), "--style", "adapter"]) == 0
-    adapter = load_file(tmp_path / "adapter_model.safetensors")
+    assert main(["convert", str(trained), str(tmp_path / "out"), "--to", "peft"]) == 0
+    adapter = load_file(tmp_path / "out" / "adapter_model.safetensors")
     at = "base_model.model.model.layers"
     assert adapter.keys() == {
         f"{at}.{layer}.self_attn.{name}_proj.lora_{side}.weight" for layer in (0, 1) for name in "qv" for side in "AB"
     }
-    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["target_modules"]) == (8, 16.0, ["q_proj", "v_proj"])
 
 
@@ -200,9 +204,13 @@ def test_convert_mistakes(llama, trained, tmp_path, capsys):
         err = capsys.readouterr().err
         assert message in err and err.count("\n") == 1
 
-    fails(2, "--part takes a part of a run's model", llama, tmp_path / "a", "--part", "decoder")
+    fails(2, "takes a part of a system", llama, tmp_path / "a", "--part", "decoder")
     fails(2, "--to whisper_hf: ", llama, tmp_path / "a", "--to", "whisper_hf")
-    fails(2, "has no LoRA adapters", llama, tmp_path / "a", "--style", "adapter")
+    fails(2, "has no LoRA adapters", llama, tmp_path / "a", "--to", "peft")
+    fails(2, "did you mean 'whisper_hf'", llama, tmp_path / "a", "--to", "whisper")
+    fails(2, "--merge: ", llama, tmp_path / "a", "--merge")
+    fails(2, "--max-shard-size many: expected a size", llama, tmp_path / "a", "--max-shard-size", "many")
+    fails(2, "is a run, which has its own base", trained, tmp_path / "a", "--base", llama)
     fails(1, "holds model.safetensors already", llama, llama.parent)
     fails(1, "not found", tmp_path / "nothing", tmp_path / "a")
     assert not (tmp_path / "a").exists()
