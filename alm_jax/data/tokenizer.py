@@ -223,9 +223,10 @@ def _from_json(path: Path) -> Tokenizer:
         value = config.get(name)
         return value.get("content") if isinstance(value, dict) else value
 
-    if not token("eos_token"):
+    eos = token("eos_token") or token("sep_token")  # BERT's texts end in [SEP]
+    if not eos:
         raise ConfigError(f"{beside}: no eos_token")
-    return JsonTokenizer(path.read_text(encoding="utf-8"), eos=token("eos_token"), pad=token("pad_token"))
+    return JsonTokenizer(path.read_text(encoding="utf-8"), eos=eos, pad=token("pad_token"))
 
 
 def _from_gguf(path: Path) -> Tokenizer:

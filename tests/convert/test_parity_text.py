@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from alm_jax.convert import bert
-from alm_jax.convert.formats import open_tensors
 from alm_jax.convert.hub import resolve
-from alm_jax.convert.layouts import LAYOUTS, config_of, detect
-from alm_jax.models.text.bert import Bert, BertConfig, sentence_embedding
-from tests.convert.parity import SIMPLE, assert_close, build, check_pair, record, torch
+from alm_jax.convert.layouts import LAYOUTS
+from alm_jax.infer.sentences import MINILM, load_sentence_encoder
+from alm_jax.models.text.bert import Bert, BertConfig
+from tests.convert.parity import SIMPLE, assert_close, check_pair, record, torch
 
 pytestmark = pytest.mark.torch
 
@@ -108,12 +108,7 @@ def test_minilm(record_property):
     """Sentence embeddings with the published weights, and that near sentences are nearer than others."""
     from transformers import AutoTokenizer, BertModel
 
-    found = resolve("sentence-transformers/all-MiniLM-L6-v2").path
-    file = open_tensors(found)
-    folder = file.path.parent
-    config = config_of(file, detect(file.keys()))
-    tensors = {key: file.read(key) for key in file.keys()}
-    ours = build(Bert, config, tensors, LAYOUTS["bert_hf"].table(config))
+    folder = resolve(MINILM).path
     theirs, tokenizer = BertModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
     texts = [
         "A dog barks in the distance.",
@@ -127,7 +122,7 @@ def test_minilm(record_property):
     weight = mask[..., None] / mask.sum(1)[:, None, None]
     mean = (hidden.numpy() * weight).sum(1)
     expected = mean / np.linalg.norm(mean, axis=-1, keepdims=True)
-    embeddings = sentence_embedding(ours(given["input_ids"].numpy(), jnp.array(mask)), jnp.array(mask))
+    embeddings = load_sentence_encoder(MINILM)(texts)
     error = assert_close(embeddings, expected, SIMPLE)
     record(
         record_property,
@@ -136,5 +131,5 @@ def test_minilm(record_property):
         errors={"embedding": error},
         directions=("in",),
     )
-    likeness = np.asarray(embeddings @ embeddings.T)
+    likeness = embeddings @ embeddings.T
     assert likeness[0, 1] > 0.6 > 0.4 > likeness[0, 2]
