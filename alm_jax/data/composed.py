@@ -35,6 +35,8 @@ class Scenes:
     repeat: int = 1
 
     def __post_init__(self):
+        if self.n < 1:
+            raise ConfigError(f"Scenes.n is {self.n}; expected at least 1 scene")
         if unknown := sorted(set(self.kinds) - set(QUESTION_KINDS)):
             raise ConfigError(f"Scenes.kinds: {', '.join(unknown)}; expected some of {', '.join(QUESTION_KINDS)}")
 

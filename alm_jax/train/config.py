@@ -55,6 +55,10 @@ class Validation:
     data: DataSpec
     every: int
 
+    def __post_init__(self):
+        if self.every < 1:
+            raise ConfigError(f"validation.every is {self.every}; expected at least 1 step")
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -94,6 +98,12 @@ class Stage:
     def __post_init__(self):
         if (self.steps is None) == (self.epochs is None):
             raise ConfigError(f"stage {self.name!r}: give steps or epochs, one of the two")
+        if not (self.steps or self.epochs or 0) > 0:
+            raise ConfigError(f"stage {self.name!r}: steps is {self.steps}, epochs {self.epochs}; expected more than 0")
+        for name in ("loss_group", "micro_batch"):
+            rows, size = self.data.batch_size, getattr(self, name)
+            if isinstance(size, int) and (size < 1 or rows % size):
+                raise ConfigError(f"stage {self.name!r}: {name} {size} has to divide data.batch_size {rows}")
         if not self.name or "/" in self.name:
             raise ConfigError(f"stage name {self.name!r}: expected a name that can be a folder's")
         if self.objective not in OBJECTIVES:

@@ -36,6 +36,19 @@ class OptimConfig:
     clip_norm: float | None = 1.0
     lr_scale: dict[str, float] = field(default_factory=dict)
 
+    def __post_init__(self):
+        expected = {
+            "learning_rate": ("a number of 0 or more", self.learning_rate >= 0),
+            "warmup_steps": ("0 or more", self.warmup_steps >= 0),
+            "betas": ("two numbers from 0 to below 1", all(0 <= beta < 1 for beta in self.betas)),
+            "eps": ("a number above 0", self.eps > 0),
+            "weight_decay": ("a number of 0 or more", self.weight_decay >= 0),
+            "clip_norm": ("a number above 0, or None", self.clip_norm is None or self.clip_norm > 0),
+        }
+        for name, (wanted, right) in expected.items():
+            if not right:
+                raise ConfigError(f"optim.{name} is {getattr(self, name)!r}; expected {wanted}")
+
 
 class Optimizer(NamedTuple):
     """`transform` updates `{path: array}`; `schedule(updates done)` is the base rate of the next update."""

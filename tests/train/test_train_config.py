@@ -51,6 +51,17 @@ def test_what_does_not_fit_together_is_refused():
     stage = experiment.stages[0]
     with pytest.raises(ConfigError, match="give steps or epochs, one of the two"):
         replace(stage, epochs=1.0)
+    with pytest.raises(ConfigError, match="'read': steps is -3, epochs None; expected more than 0"):
+        replace(stage, steps=-3)
+    with pytest.raises(ConfigError, match=r"'read': steps is None, epochs 0.0; expected more than 0"):
+        replace(stage, steps=None, epochs=0.0)
+    for size in (0, 3, -8):
+        with pytest.raises(ConfigError, match=f"'read': micro_batch {size} has to divide data.batch_size 8"):
+            replace(stage, micro_batch=size)
+        with pytest.raises(ConfigError, match=f"'read': loss_group {size} has to divide data.batch_size 8"):
+            replace(stage, loss_group=size)
+    with pytest.raises(ConfigError, match=r"validation.every is 0; expected at least 1 step"):
+        replace(stage.validation, every=0)
     with pytest.raises(ConfigError, match="objective 'clap'; expected next_token"):
         replace(stage, objective="clap")
     with pytest.raises(ConfigError, match="each with its own name"):
@@ -61,6 +72,25 @@ def test_what_does_not_fit_together_is_refused():
         replace(stage, trainable=())
     with pytest.raises(ConfigError, match="clap; expected some of"):
         Scenes(3, kinds=("clap",))
+    with pytest.raises(ConfigError, match=r"Scenes.n is 0; expected at least 1 scene"):
+        Scenes(0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("learning_rate", -1.0),
+        ("learning_rate", float("nan")),
+        ("warmup_steps", -1),
+        ("betas", (0.9, 1.0)),
+        ("eps", 0.0),
+        ("weight_decay", -0.1),
+        ("clip_norm", 0.0),
+    ],
+)
+def test_optimiser_values_out_of_range_are_refused(name, value):
+    with pytest.raises(ConfigError, match=rf"optim\.{name} is .*; expected "):
+        replace(tiny().stages[0].optim, **{name: value})
 
 
 def test_patterns_that_fit_nothing_and_cached_training_encoders_are_refused():
