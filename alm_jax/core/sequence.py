@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 Array = Any
+_ALIGNER_BUCKET = 32  # to which lengths of texts for aligners are rounded up, so that few shapes are compiled
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,13 @@ class Layout:
         max_text_tokens: text tokens a row may hold, BOS counted and audio not; longer text is cut (LTU's cutoff_len).
         loss_on: `all` text is learnt (LTU trains on the instruction too), or the `answer` alone (parts with `loss`).
         penalize_prompt: whether a repetition penalty sees the prompt's tokens (LTU), or new ones alone (APT, MATS).
+        opens_with: which of the tokenizer's tokens stands where BOS does (APT: `</s>`).
+        apart: whether each text part is tokenized by itself and cut to its own length (APT, MATS); else parts that
+            touch are one string, and the row as a whole is cut.
+        max_prompt_tokens, max_answer_tokens: longest parts where they are apart, EOS counted: a prompt loses its
+            beginning, an answer its end.
+        aligner_text_tokens: longest text of an aligner that reads what follows its clip, special tokens counted, cut
+            at its beginning; 0 for aligners that read none.
     """
 
     bos: Literal["first", "after_audio"] = "first"
@@ -54,6 +62,11 @@ class Layout:
     max_text_tokens: int = 512
     loss_on: Literal["all", "answer"] = "answer"
     penalize_prompt: bool = True
+    opens_with: Literal["bos", "eos"] = "bos"
+    apart: bool = False
+    max_prompt_tokens: int | None = None
+    max_answer_tokens: int | None = None
+    aligner_text_tokens: int = 0
 
 
 @dataclass
@@ -62,6 +75,7 @@ class Row:
 
     `targets[i]` is the token that position `i` predicts, counted with `loss_weight[i]` (0 or 1).
     `audio_index[i]` points into the row's flattened slots x tokens, -1 for text; `indicator_index` likewise.
+    `aligner_text` holds the ids that the aligner reads with each slot, if it reads any.
     """
 
     tokens: np.ndarray
@@ -71,6 +85,7 @@ class Row:
     loss_weight: np.ndarray
     penalty_mask: np.ndarray
     clips: tuple[int, ...] = ()
+    aligner_text: tuple[tuple[int, ...], ...] = ()
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -158,5 +173,20 @@ def collate(rows: list[Row], length: int, *, slots: int, pad: Literal["right", "
         q_segment_ids=segments,
         kv_segment_ids=segments.copy(),
         audio_clip=clips if slots else None,
+        **_aligner_texts(rows, slots),
         **columns,
     )
+
+
+def _aligner_texts(rows: list[Row], slots: int) -> dict[str, np.ndarray]:
+    """`aligner_tokens` and `aligner_mask` of a batch, if any row has texts for an aligner."""
+    longest = max((len(text) for row in rows for text in row.aligner_text), default=0)
+    if not longest or not slots:
+        return {}
+    length = -(-longest // _ALIGNER_BUCKET) * _ALIGNER_BUCKET
+    tokens, mask = np.zeros((len(rows), slots, length), np.int32), np.zeros((len(rows), slots, length), bool)
+    for b, row in enumerate(rows):
+        for slot, text in enumerate(row.aligner_text):
+            tokens[b, slot, : len(text)] = text
+            mask[b, slot, : len(text)] = True
+    return {"aligner_tokens": tokens, "aligner_mask": mask}

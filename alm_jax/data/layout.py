@@ -34,11 +34,12 @@ class Tokens(NamedTuple):
 def tokenize(parts: Sequence[Part], layout: Layout, tokenizer: Tokenizer) -> Tokens:
     """Tokenize the text of an example and mark what is learnt.
 
-    Text parts that touch are one string. All ids together, BOS counted, are cut to `layout.max_text_tokens`, and
-    nothing follows a cut, audio included. EOS follows iff the last part is to be learnt, it is not there already, and
-    there is room. With `loss_on="answer"` the border between prompt and answer is at the prompt's own number of tokens.
+    Text parts that touch are one string, unless the layout keeps them `apart`. All ids together, BOS counted, are cut
+    to `layout.max_text_tokens`, and nothing follows a cut, audio included. EOS follows iff the last part is to be
+    learnt, it is not there already, and there is room. With `loss_on="answer"` the border between prompt and answer is
+    at the prompt's own number of tokens.
     """
-    groups = _groups(parts)
+    groups = _groups(parts, layout)
     runs = [tokenizer.encode(_text(group)) for group in groups if isinstance(group, list)]
     return _assemble(groups, runs, layout, tokenizer)
 
@@ -50,6 +51,7 @@ def lay_out(
     *,
     audio_tokens: int,
     slots: Sequence[int] | None = None,
+    aligner_tokenizer: Tokenizer | None = None,
 ) -> Row:
     """The row of an example.
 
@@ -57,12 +59,15 @@ def lay_out(
         parts: text and audio in the order in which they are read.
         audio_tokens: T, the aligner's tokens a slot.
         slots: number of slots that each clip takes, by clip number; None: one each.
+        aligner_tokenizer: of an aligner that reads text (`layout.aligner_text_tokens`).
 
     A position learns to predict the next id where that id is learnt; BOS itself is never predicted.
     """
     text = tokenize(parts, layout, tokenizer)
     cells: list[tuple[int, int, int, int]] = []  # token, learnt, audio index, indicator index
     clips: list[int] = []
+    read = _aligner_texts(parts, layout, aligner_tokenizer)
+    aligner_text: list[tuple[int, ...]] = []
     done = 0
     for before, clip in [*text.heard, (len(text.ids), None)]:
         cells += [(i, learn, -1, -1) for i, learn in zip(text.ids[done:before], text.learn[done:before])]
@@ -72,13 +77,14 @@ def lay_out(
         count = 1 if slots is None else slots[clip]
         if clip not in clips:  # one that is heard again takes no further slots
             clips += [clip] * count
+            aligner_text += [read[clip]] * count if read else []
         start = clips.index(clip) * audio_tokens
         cells += [(0, False, -1, i) for i in range(layout.indicators)]
         cells += [(0, False, i, -1) for i in range(start, start + count * audio_tokens)]
 
     tokens, learnt, audio, indicator = np.array(cells, np.int32).reshape(-1, 4).T.copy()
     is_text = (audio < 0) & (indicator < 0)
-    if tokenizer.bos_id is not None and is_text.any():
+    if _opening(layout, tokenizer) and is_text.any():
         learnt[is_text.argmax()] = 0
     return Row(
         tokens=tokens,
@@ -88,6 +94,7 @@ def lay_out(
         loss_weight=np.append(learnt[1:], 0)[: len(tokens)].astype(np.float32),
         penalty_mask=is_text & layout.penalize_prompt,
         clips=tuple(clips),
+        aligner_text=tuple(aligner_text),
     )
 
 
@@ -98,13 +105,15 @@ def lay_out_prompt(
     *,
     audio_tokens: int,
     slots: Sequence[int] | None = None,
+    aligner_tokenizer: Tokenizer | None = None,
 ) -> Row:
     """The row of a prompt, to generate from: `lay_out` without learnt text at the end, without EOS and never cut."""
     parts = list(parts)
     while parts and isinstance(parts[-1], Text) and parts[-1].loss:
         parts.pop()
     layout = replace(layout, eos=False, max_text_tokens=sys.maxsize)
-    return lay_out(parts, layout, tokenizer, audio_tokens=audio_tokens, slots=slots)
+    options = {"audio_tokens": audio_tokens, "slots": slots, "aligner_tokenizer": aligner_tokenizer}
+    return lay_out(parts, layout, tokenizer, **options)
 
 
 def row_lengths(
@@ -112,7 +121,7 @@ def row_lengths(
 ) -> np.ndarray:
     """int32 [n]: `len(lay_out(parts, ...))` of many examples (one slot a clip), tokenized on all cores."""
     layout = replace(layout, loss_on="all")  # labels do not change lengths, and cost a second tokenizing
-    grouped = [_groups(parts) for parts in examples]
+    grouped = [_groups(parts, layout) for parts in examples]
     runs = tokenizer.encode_batch([_text(g) for groups in grouped for g in groups if isinstance(g, list)])
     lengths, at = np.zeros(len(grouped), np.int32), 0
     for i, groups in enumerate(grouped):
@@ -123,12 +132,35 @@ def row_lengths(
     return lengths
 
 
-def _groups(parts: Sequence[Part]) -> list[Audio | list[Text]]:
+def _opening(layout: Layout, tokenizer: Tokenizer) -> list[int]:
+    """The id that opens a text, if any."""
+    opening = tokenizer.eos_id if layout.opens_with == "eos" else tokenizer.bos_id
+    return [] if opening is None else [opening]
+
+
+def _aligner_texts(parts: Sequence[Part], layout: Layout, tokenizer: Tokenizer | None) -> dict[int, tuple[int, ...]]:
+    """What an aligner reads with each clip, by clip number: the text, not to be learnt, that follows next."""
+    if not layout.aligner_text_tokens or tokenizer is None:
+        return {}
+    texts: dict[int, str] = {}
+    following = ""
+    for part in reversed(parts):
+        if isinstance(part, Audio):
+            texts[part.clip] = following
+        elif not part.loss:
+            following = part.text
+    opening = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    room = layout.aligner_text_tokens - len(opening) - 1
+    ids = {clip: tokenizer.encode(text) for clip, text in texts.items()}
+    return {clip: (*opening, *run[max(0, len(run) - room) :], tokenizer.eos_id) for clip, run in ids.items()}
+
+
+def _groups(parts: Sequence[Part], layout: Layout) -> list[Audio | list[Text]]:
     groups: list[Audio | list[Text]] = []
     for part in parts:
         if isinstance(part, Audio):
             groups.append(part)
-        elif groups and isinstance(groups[-1], list):
+        elif groups and isinstance(groups[-1], list) and not layout.apart:
             groups[-1].append(part)
         else:
             groups.append([part])
@@ -142,7 +174,7 @@ def _text(texts: list[Text]) -> str:
 def _assemble(groups: list[Audio | list[Text]], runs: list[list[int]], layout: Layout, tokenizer: Tokenizer) -> Tokens:
     """Put together the groups of one example; `runs` are the ids of its groups of text, in order."""
     learn_all = layout.loss_on == "all"
-    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    bos = _opening(layout, tokenizer)
     ids: list[int] = []
     learn: list[bool] = []
     heard: list[tuple[int, int]] = []
@@ -161,16 +193,28 @@ def _assemble(groups: list[Audio | list[Text]], runs: list[list[int]], layout: L
             heard.append((len(ids), group.clip))
             continue
         run = next(runs_left)
+        if layout.apart:
+            run = _cut(run, group[0], layout)
         kept = run[: max(0, layout.max_text_tokens - len(ids))]
         learn.extend([True] * len(kept) if learn_all else _learnt(group, len(kept), tokenizer))
         ids.extend(kept)
         if len(kept) < len(run):
             break
     ends_learnt = bool(groups) and isinstance(groups[-1], list) and groups[-1][-1].loss
-    if layout.eos and ends_learnt and len(ids) < layout.max_text_tokens and ids[-1:] != [tokenizer.eos_id]:
+    room = len(ids) < layout.max_text_tokens
+    if layout.apart and layout.max_answer_tokens is not None and ends_learnt:
+        room &= len(runs[-1]) < layout.max_answer_tokens
+    if layout.eos and ends_learnt and room and ids[-1:] != [tokenizer.eos_id]:
         ids.append(tokenizer.eos_id)
         learn.append(True)
     return Tokens(ids, learn, heard)
+
+
+def _cut(run: list[int], text: Text, layout: Layout) -> list[int]:
+    """The ids of a part that is tokenized apart, as far as it may be long."""
+    if text.loss:
+        return run[: layout.max_answer_tokens]
+    return run if layout.max_prompt_tokens is None else run[max(0, len(run) - layout.max_prompt_tokens) :]
 
 
 def _learnt(texts: list[Text], length: int, tokenizer: Tokenizer) -> list[bool]:

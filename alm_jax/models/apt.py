@@ -24,9 +24,21 @@ from alm_jax.models.features import AlignerText
 # Vicuna's 32000 ids, `[PAD]` and `<AUDIO>`, whose row is never read: what stands before a clip is a vector of its own.
 VOCABULARY = 32002
 
-# `[bos]([AUDIO] audio text)*`, the published `</s>` (id 2) in the place of BOS; at most 128 tokens of instruction and
-# 256 of answer. A repetition penalty sees what was generated alone.
-LAYOUT = Layout(bos="first", indicators=1, max_text_tokens=384, loss_on="answer", penalize_prompt=False)
+# `[bos]([AUDIO] audio text)*`, the published `</s>` (id 2) in the place of BOS. Of each text at most 128 tokens are
+# read, and 256 of the answer (with a BOS of its own that is then dropped); so many the aligner reads with the clip
+# before it. A repetition penalty sees what was generated alone.
+LAYOUT = Layout(
+    bos="first",
+    indicators=1,
+    max_text_tokens=2048,
+    loss_on="answer",
+    penalize_prompt=False,
+    opens_with="eos",
+    apart=True,
+    max_prompt_tokens=127,
+    max_answer_tokens=255,
+    aligner_text_tokens=128,
+)
 
 # The published code hears 32 kHz, scaled to a peak and without mean and deviation, although Audio-MAE was trained at
 # 16 kHz and with both (`AUDIO_MAE_FRONTEND`).

@@ -144,3 +144,32 @@ def test_tokenizers_without_bos():
     row = lay_out([Audio(0), Text("a"), Text("b", loss=True)], LTU, NoBos(), audio_tokens=1)
     assert spell(row) == "0ab." and learnt(row) == "ab."
     assert len(lay_out([], LTU, NoBos(), audio_tokens=1)) == 0
+
+
+APART = Layout(
+    indicators=1, opens_with="eos", apart=True, max_prompt_tokens=3, max_answer_tokens=4, aligner_text_tokens=5
+)
+
+
+def test_parts_that_are_tokenized_apart_are_cut_each_by_itself():
+    """APT's and MATS's: a prompt keeps its end, an answer its beginning with EOS if there is room."""
+    parts = [Audio(0), Text("abcd"), Audio(1), Text("ef"), Text("xyz", loss=True)]
+    row = lay_out(parts, APART, LETTERS, audio_tokens=2)
+    assert spell(row) == ".[01bcd[23efxyz." and learnt(row) == "xyz."
+    assert learnt(lay_out([Text("ef"), Text("vwxyz", loss=True)], APART, LETTERS, audio_tokens=2)) == "vwxy"
+    assert spell(lay_out_prompt(parts, APART, LETTERS, audio_tokens=2)) == ".[01bcd[23ef"
+    assert row_lengths([parts], APART, LETTERS, audio_tokens=2) == [len(row)]
+
+
+def test_an_aligner_reads_the_text_that_follows_its_clip():
+    parts = [Audio(1), Audio(0), Text("abcd"), Audio(2), Text("e"), Text("xyz", loss=True)]
+    options = {"audio_tokens": 2, "slots": [1, 2, 1]}
+    row = lay_out(parts, APART, LETTERS, **options, aligner_tokenizer=LETTERS)
+    texts = ["".join(map(chr, text)) for text in row.aligner_text]
+    assert row.clips == (1, 1, 0, 2) and texts == [">bcd."] * 3 + [">e."]
+    batch = collate([row, lay_out([Text("a")], APART, LETTERS, audio_tokens=2)], 20, slots=4)
+    assert batch.aligner_tokens.shape == batch.aligner_mask.shape == (2, 4, 32)
+    assert batch.aligner_mask.sum(-1).tolist() == [[5, 5, 5, 3], [0] * 4]
+    assert bytes(batch.aligner_tokens[0, 0, :5].tolist()) == b">bcd."
+    for without in (lay_out(parts, APART, LETTERS, **options), lay_out(parts, LTU, LETTERS, **options)):
+        assert collate([without], 20, slots=4).aligner_tokens is None
