@@ -27,6 +27,7 @@ COMMANDS = {
     "inspect": "list the parameters of a run, a checkpoint or a published model",
     "convert": "translate a checkpoint from or to PyTorch names",
     "scenes": "compose labelled clips into scenes with questions and answers",
+    "tasks": "formulate labelled clips as rows of questions and answers",
 }
 
 EXAMPLES = """\

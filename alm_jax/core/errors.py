@@ -30,3 +30,7 @@ class DataError(AlmError):
 
 class CheckpointError(AlmError):
     """A checkpoint cannot be read or does not fit; the message lists all offenders."""
+
+
+class EndpointError(AlmError):
+    """A language model's endpoint refuses, or does not answer however often it is asked."""

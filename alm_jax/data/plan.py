@@ -23,6 +23,7 @@ from alm_jax.core.sequence import Layout
 from alm_jax.data.composed import Scenes
 from alm_jax.data.layout import row_lengths
 from alm_jax.data.rows import RowSet
+from alm_jax.data.tasks.source import Tasks
 from alm_jax.data.templates import Template
 from alm_jax.data.tokenizer import Tokenizer
 
@@ -47,7 +48,7 @@ class DataSpec:
     """What to read and in which order.
 
     Attributes:
-        sources: the data sets; scenes are written, and become a `Source`, before a plan is made.
+        sources: the data sets; scenes and tasks are written, and become a `Source`, before a plan is made.
         batch_size: rows of the global batch of a step.
         buckets: row lengths (decoder positions, audio counted) that batches come in, ascending. A batch's rows fit in
             its bucket; a step is compiled once a bucket.
@@ -60,7 +61,7 @@ class DataSpec:
         workers: processes that load batches; 0 loads in threads of this process.
     """
 
-    sources: tuple[Source | Scenes, ...]
+    sources: tuple[Source | Scenes | Tasks, ...]
     batch_size: int
     buckets: tuple[int, ...]
     seed: int = 0

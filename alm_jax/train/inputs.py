@@ -19,6 +19,7 @@ from alm_jax.data.composed import Scenes
 from alm_jax.data.pipeline import DataPipeline, make_pipeline
 from alm_jax.data.plan import DataSpec, Source
 from alm_jax.data.rows import read_rows
+from alm_jax.data.tasks.source import Tasks
 from alm_jax.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from alm_jax.models.alm import AlmConfig
 from alm_jax.train.batches import data_process, meet
@@ -29,15 +30,23 @@ _TOKENIZER_ROWS = 50_000  # rows that a tokenizer is trained on at most
 
 
 def located(spec: DataSpec, progress: Progress) -> DataSpec:
-    """The spec with a file of rows for every source; scenes are composed where the cache lacks them."""
+    """The spec with a file of rows for every source; scenes and tasks are written where the cache lacks them."""
     return replace(spec, sources=tuple(_located(source, progress) for source in spec.sources))
 
 
-def _located(source: Source | Scenes, progress: Progress) -> Source:
+def _located(source: Source | Scenes | Tasks, progress: Progress) -> Source:
     if isinstance(source, Source):
         return source
-    progress.start("scenes", source.n)
-    rows = source.write(cache_dir(), workers=os.cpu_count() or 1, progress=lambda done, total: progress.update(done))
+    shown = None
+
+    def show(done: int, total: int) -> None:
+        nonlocal shown
+        if total != shown:
+            progress.start("rows", total)
+            shown = total
+        progress.update(done)
+
+    rows = source.write(cache_dir(), workers=os.cpu_count() or 1, progress=show)
     return Source(str(rows), source.repeat)
 
 
