@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import alm_jax
+from alm_jax.audio.io import write_audio
 from alm_jax.cli.main import main
 from alm_jax.convert import hub
 from alm_jax.core import tree
@@ -101,6 +102,24 @@ def test_a_run(runs, tmp_path):
     best = alm_jax.load(str(runs["ltu"]), which="best")
     scale = "decoder.norm.scale"
     np.testing.assert_array_equal(2 * best.arrays[scale], model.arrays[scale])
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        (np.zeros(16000), "silent, every sample is zero"),
+        (NOISE[:399], "shorter than a frame (25 ms)"),  # which is 400 samples
+        (NOISE[:1], "shorter than a frame (25 ms)"),
+        (NOISE[:400], None),
+    ],
+)
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_clips_with_next_to_nothing_to_hear(runs, tmp_path, caplog, name, samples, message):
+    model, path = alm_jax.load(runs[name]), tmp_path / "clip.wav"
+    write_audio(path, samples, 16000)
+    assert np.isfinite(model.embed(path)).all()
+    told = [record.getMessage() for record in caplog.records if record.name == "alm_jax.infer.loaded"]
+    assert len(told) == (message is not None) and all(text.startswith(f"{path}: {message}") for text in told)
 
 
 @pytest.mark.parametrize(("name", "to"), [("ltu", "alm"), ("ltu", "official"), ("ltu_as", "official")])

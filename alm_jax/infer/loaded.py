@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +25,10 @@ from alm_jax.infer.generate import generate
 from alm_jax.infer.sampling import Sampling
 from alm_jax.models.alm import AlmConfig, AudioLanguageModel, build
 
+_log = logging.getLogger(__name__)
+
 LENGTH_BUCKET = 32  # prompt lengths are rounded up to it, so that few prefills are ever compiled
+FRAME_SECONDS = 0.025  # of every front end's frames
 
 Clip = str | Path | np.ndarray | tuple[np.ndarray, int] | None
 """A file; samples [n] at the front end's rate; (samples, rate); or no audio."""
@@ -75,6 +79,8 @@ class LoadedModel:
 
     def encode(self, audio: Sequence[Clip]) -> jax.Array:
         """Encoder features [N, K, T, D] of N clips; a clip longer than the front end's window is cut.
+
+        A silent clip, and one shorter than a frame, is heard as the published code hears it; a warning names it.
 
         Raises:
             AudioError: a clip cannot be used; the message names it.
@@ -192,6 +198,11 @@ class LoadedModel:
             if wave.ndim != 1 or not np.isfinite(wave).all():
                 raise AudioError(f"samples of shape {wave.shape}: expected finite numbers [n], one channel")
             wave = wave if rate == frontend.sample_rate else resample(wave, rate, frontend.sample_rate)
+        name = clip if isinstance(clip, str | Path) else "samples"
+        if len(wave) < FRAME_SECONDS * frontend.sample_rate:
+            _log.warning("%s: shorter than a frame (25 ms), the model hears next to nothing: give a longer clip", name)
+        elif not wave.any():
+            _log.warning("%s: silent, every sample is zero: give a clip with sound", name)
         return frontend.numpy(wave)
 
 
