@@ -37,6 +37,8 @@ class Scenes:
     def __post_init__(self):
         if self.n < 1:
             raise ConfigError(f"Scenes.n is {self.n}; expected at least 1 scene")
+        if self.seed < 0:
+            raise ConfigError(f"Scenes.seed is {self.seed}; expected 0 or more")
         if unknown := sorted(set(self.kinds) - set(QUESTION_KINDS)):
             raise ConfigError(f"Scenes.kinds: {', '.join(unknown)}; expected some of {', '.join(QUESTION_KINDS)}")
 

@@ -233,10 +233,12 @@ def write_scenes(
       The path of `rows.json`.
 
     Raises:
-      DataError: the folder holds scenes of another seed, config or collection, or cannot be written.
+      ConfigError: a number out of range. DataError: the folder holds scenes of another seed, config or collection, or
+        cannot be written.
     """
-    if n < 1 or workers < 1:
-        raise ConfigError(f"write_scenes: n is {n} and workers is {workers}; expected at least 1 of each")
+    for name, value, least in (("number of scenes", n, 1), ("workers", workers, 1), ("seed", seed, 0)):
+        if value < least:
+            raise ConfigError(f"{name} is {value}; expected at least {least}")
     out_dir, clips = Path(out_dir), list(clips)
     try:
         (out_dir / "scenes").mkdir(parents=True, exist_ok=True)

@@ -59,7 +59,9 @@ def test_a_folder_of_clips_and_its_split(tmp_path, split, capsys):
     ("args", "code", "message"),
     [
         (["nowhere", "--num", "2"], 1, "nowhere: no such file or folder"),
-        (["shipped", "--num", "0"], 2, "expected at least 1"),
+        (["shipped", "--num", "0"], 2, "number of scenes is 0; expected at least 1"),
+        (["shipped", "--num", "1", "--workers", "0"], 2, "workers is 0; expected at least 1"),
+        (["shipped", "--num", "1", "--seed", "-1"], 2, "seed is -1; expected at least 0"),
         (["shipped", "--num", "two"], 2, "error parsing --num: invalid literal for int()"),
         (["shipped"], 2, "missing from alm scenes: --num N number of scenes (required)"),
         (

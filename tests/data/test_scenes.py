@@ -347,8 +347,10 @@ def test_a_folder_without_finished_scenes_takes_any(clips, tmp_path):
 
 
 def test_bad_targets(clips, tmp_path):
-    with pytest.raises(ConfigError, match="n is 0"):
+    with pytest.raises(ConfigError, match="number of scenes is 0; expected at least 1"):
         write_scenes(tmp_path, clips, PLAIN, 0, 1)
+    with pytest.raises(ConfigError, match="seed is -1; expected at least 0"):
+        write_scenes(tmp_path, clips, PLAIN, 1, -1)
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot write scenes"):
         write_scenes(tmp_path / "file", clips, PLAIN, 1, 1)

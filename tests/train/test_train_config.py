@@ -74,6 +74,8 @@ def test_what_does_not_fit_together_is_refused():
         Scenes(3, kinds=("clap",))
     with pytest.raises(ConfigError, match=r"Scenes.n is 0; expected at least 1 scene"):
         Scenes(0)
+    with pytest.raises(ConfigError, match=r"Scenes.seed is -1; expected 0 or more"):
+        Scenes(1, seed=-1)
 
 
 @pytest.mark.parametrize(
