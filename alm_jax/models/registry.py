@@ -17,6 +17,7 @@ from alm_jax.models.encoders.ast import Ast, AstConfig
 from alm_jax.models.encoders.audio_mae import AudioMae, AudioMaeConfig
 from alm_jax.models.encoders.cav_mae import CavMae, CavMaeConfig
 from alm_jax.models.encoders.cnn14 import Cnn14, Cnn14Config
+from alm_jax.models.encoders.vit import Vit, VitConfig
 from alm_jax.models.encoders.whisper import Whisper, WhisperConfig
 from alm_jax.models.text.bert import Bert, BertConfig
 
@@ -25,6 +26,7 @@ ENCODERS = {
     "ast": (AstConfig, Ast),
     "audio_mae": (AudioMaeConfig, AudioMae),
     "cnn14": (Cnn14Config, Cnn14),
+    "vit": (VitConfig, Vit),
     "whisper": (WhisperConfig, Whisper),
 }
 ALIGNERS = {
@@ -41,6 +43,7 @@ CONFIGS: dict[str, Any] = {
     "ast": AstConfig(),
     "audio_mae": AudioMaeConfig(),
     "cnn14": Cnn14Config(),
+    "eva_vit_g": VitConfig(),
     "whisper_tiny": WhisperConfig(dim=384, heads=6, depth=4),
     "whisper_base": WhisperConfig(),
     "whisper_small": WhisperConfig(dim=768, heads=12, depth=12),

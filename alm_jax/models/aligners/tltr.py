@@ -44,8 +44,8 @@ class Tltr(nnx.Module):
 
     def __init__(self, config: TltrConfig, key: jax.Array):
         c, keys = config, jax.random.split(key, 3)
-        self.time = TransformerBlock(c.dim, c.time_heads, 4 * c.dim, keys[0], key_bias=False)
-        self.layer = TransformerBlock(c.dim, c.layer_heads, 4 * c.dim, keys[1], key_bias=False)
+        self.time = TransformerBlock(c.dim, c.time_heads, 4 * c.dim, keys[0], bias="qvo")
+        self.layer = TransformerBlock(c.dim, c.layer_heads, 4 * c.dim, keys[1], bias="qvo")
         self.proj = Dense(c.dim, c.out_dim, keys[2], axes=(ax.FEATURES, ax.EMBED))
         self.config = config
 

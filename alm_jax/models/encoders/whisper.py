@@ -66,7 +66,7 @@ class Whisper(nnx.Module):
         self.conv1 = Conv(c.mels, c.dim, keys[0])
         self.conv2 = Conv(c.dim, c.dim, keys[1], stride=2)
         self.pos_embed = init.Buffer(sinusoids(c.positions, c.dim), axes=(ax.POSITION, ax.EMBED))
-        make = lambda k: TransformerBlock(c.dim, c.heads, 4 * c.dim, k, key_bias=False)
+        make = lambda k: TransformerBlock(c.dim, c.heads, 4 * c.dim, k, bias="qvo")
         self.blocks = stack.build(make, keys[2], c.depth)
         self.norm = LayerNorm(c.dim)
         self.config = config
