@@ -11,7 +11,7 @@ import tyro
 
 from alm_jax.cli.parse import check_folder, overridden, parse_config, parse_known
 from alm_jax.core.config import load_config_file
-from alm_jax.core.errors import CheckpointError
+from alm_jax.core.errors import CheckpointError, ConfigError
 
 
 @dataclass
@@ -57,15 +57,17 @@ def read_experiment(name: str) -> Any:
     """The experiment of a config file, of a shipped config, or of a run (its folder or its `config.json`).
 
     Raises:
-        ConfigError: no such config. CheckpointError: the run's config cannot be read.
+        ConfigError: no such config, or none of an experiment. CheckpointError: the run's config cannot be read.
     """
     folder = Path(name) / "config.json"
     path = folder if folder.is_file() else Path(name)
+    from alm_jax.train.config import Experiment, experiment_of
+
     if path.suffix != ".json":
-        return load_config_file(name).get_config()
-
-    from alm_jax.train.config import experiment_of
-
+        config = load_config_file(name).get_config()
+        if not isinstance(config, Experiment):
+            raise ConfigError(f"{name}: get_config() returns a {type(config).__name__}, expected an Experiment")
+        return config
     try:
         return experiment_of(json.loads(path.read_text(encoding="utf-8")), path)
     except (OSError, ValueError) as error:

@@ -70,6 +70,22 @@ def coerce(value: Any, hint: Any, at: str, resolver: Resolver | None = None) -> 
     raise ConfigError(f"{at}: expected {expected}, got {given}")
 
 
+def check_types(config: Any) -> None:
+    """Raise ConfigError, with its path, if a value is none that its field's annotation allows."""
+
+    def check(node: Any, hint: Any, at: str) -> None:
+        arms = _arms(hint)
+        if Any not in arms and not (str in arms and isinstance(node, str)):
+            fitting = coerce(node, hint, at)
+            # Overrides may be text or lists, which are read as the field wants them; what a config holds may not.
+            if isinstance(node, str | list) and type(fitting) is not type(node):
+                raise ConfigError(f"{at}: expected {_spell(hint)}, got {_shorten(node)} ({type(node).__name__})")
+        for key, child, child_hint in _items(node, hint):
+            check(child, child_hint, _join(at, str(key)))
+
+    check(config, type(config), "")
+
+
 def flat(config: Any) -> dict[str, Any]:
     """`{path: value}` with one entry a number, string, None or tuple of them, in field order.
 
@@ -419,6 +435,7 @@ class ConfigFile:
         config = _run(self.path, self.module.get_config)
         if not dataclasses.is_dataclass(config) or isinstance(config, type):
             raise ConfigError(f"{self.path}: get_config() must return an experiment, got {_shorten(config)}")
+        _run(self.path, lambda: check_types(config))
         return config
 
     def sweep(self) -> list[dict[str, Any]]:

@@ -73,7 +73,10 @@ def test_parts_are_given_by_name(calls, config, tmp_path):
         (["--set", "stages.9.steps=5"], "unknown field '9' in stages (tuple). It holds 0, only"),
         (["--set", "stages.0.steps=x"], "stages.0.steps: expected int or None, got 'x'"),
         (["--set", "model.decoder=smollm_135m"], "no config is named 'smollm_135m': did you mean 'smollm2_135m'?"),
-        (["--set", "model.decoder=cav_mae"], "expected LlamaConfig or Gpt2Config or None, got 'cav_mae', which names a CavMaeConfig"),
+        (
+            ["--set", "model.decoder=cav_mae"],
+            "expected LlamaConfig or Gpt2Config or None, got 'cav_mae', which names a CavMaeConfig",
+        ),
         (["--set", "model.decoder.dim=32"], "model: aligner.out_dim 16 differs from decoder.dim 32"),
         (["--set", "seed"], "--set takes path=value, e.g. --set stages.0.steps=10, got 'seed'"),
         (["--stages.0.stebs", "5"], "unrecognized options: --stages.0.stebs, 5: did you mean --stages.0.steps?"),
@@ -102,6 +105,10 @@ def test_mistakes_in_what_is_trained(calls, tmp_path, capsys):
     (tmp_path / "bad.py").write_text("def get_config():\n    return 1 / 0\n")
     assert main(["train", str(tmp_path / "bad.py"), "--out", str(tmp_path)]) == 2
     assert "bad.py:2: ZeroDivisionError: division by zero" in capsys.readouterr().err
+    other = "from alm_jax.train.optim import OptimConfig\ndef get_config():\n    return OptimConfig()\n"
+    (tmp_path / "other.py").write_text(other)
+    assert main(["train", str(tmp_path / "other.py"), "--out", str(tmp_path)]) == 2
+    assert "get_config() returns a OptimConfig, expected an Experiment" in capsys.readouterr().err
 
 
 def test_help_of_a_config_lists_its_values_as_flags(config, capsys):

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from alm_jax.core.config import apply_overrides, config_types, flat, from_json, load_config_file, to_json
+from alm_jax.core.config import apply_overrides, check_types, config_types, flat, from_json, load_config_file, to_json
 from alm_jax.core.errors import CheckpointError, ConfigError
 
 
@@ -230,6 +230,33 @@ def test_flat():
     }
 
 
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("seed", "3", r"seed: expected int, got '3' \(str\)"),
+        ("precision", "bfloat16", r"precision: expected Precision or None, got 'bfloat16'"),
+        ("stages", [], r"stages: expected tuple\[.*Stage, \.\.\.\], got \[\] \(list\)"),
+        ("stages.0.trainable", "aligner.*", r"stages.0.trainable: expected tuple\[str, \.\.\.\], got 'aligner"),
+        ("stages.0.features", "cache", r"stages.0.features: expected one of 'live', 'cached', got 'cache'"),
+        ("stages.0.steps", 2.5, r"stages.0.steps: expected int or None, got 2.5 \(float\)"),
+        ("stages.0.optim.betas", (0.9, "0.99"), r"stages.0.optim.betas.1: expected float, got '0.99' \(str\)"),
+        ("stages.0.model", {"decoder.lora": "none"}, None),  # of any type
+        ("tokenizer", "12", None),
+    ],
+)
+def test_types_of_a_config_made_in_python(path, value, message):
+    config = load_config_file("ltu/tiny").get_config()
+    node = config
+    for name in path.split(".")[:-1]:
+        node = node[int(name)] if name.isdigit() else getattr(node, name)
+    vars(node)[path.split(".")[-1]] = value  # past the config's own checks
+    if message is None:
+        check_types(config)
+        return
+    with pytest.raises(ConfigError, match=message):
+        check_types(config)
+
+
 def test_json_gives_the_config_back():
     config = apply_overrides(
         Run(encoder=None), {"clip": math.pi, "anything": (1, (2.0, "x"), Plain()), "mode": Mode.EXACT, "name": "é\n"}
@@ -320,6 +347,8 @@ def test_shipped_configs_by_name(tmp_path, monkeypatch):
         ("def get_config():\n    import json\n    return json.loads('{')\n", "bad.py:3: JSONDecodeError: Expecting"),
         ("def get_config():\n    return 3\n", r"bad.py: get_config\(\) must return an experiment, got 3"),
         ("", r"bad.py: defines no get_config\(\)"),
+        (CONFIG.replace("Tiny()", "Tiny('3')"), r"bad.py: steps: expected int, got '3' \(str\)"),
+        (CONFIG.replace("Tiny()", "Tiny(True)"), r"bad.py: steps: expected int, got True \(bool\)"),
     ],
 )
 def test_a_config_that_fails_is_one_line_with_its_place(tmp_path, text, message):
