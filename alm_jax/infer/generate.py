@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from alm_jax.core.errors import UsageError
 from alm_jax.core.sequence import Batch
 from alm_jax.infer.sampling import Sampling, choose
 from alm_jax.models.alm import AudioLanguageModel
@@ -94,8 +95,12 @@ def steps(
         seeds: int [B], one a row (default 0): a row's answer does not depend on what it is batched with.
 
     The generator ends when every row is done or `max_new_tokens` are out.
+
+    Raises:
+        UsageError: prompt and answer are longer than the decoder's positions.
     """
     rows, length = batch.shape
+    _check_length(model, batch, max_new_tokens)
     seeds = np.zeros(rows, np.uint32) if seeds is None else np.asarray(seeds, np.uint32)
     keys = jax.vmap(jax.random.key)(seeds)
     slots = -(-(length + max_new_tokens) // SLOT_BUCKET) * SLOT_BUCKET
@@ -109,6 +114,16 @@ def steps(
         done = np.asarray(state.done)
         if done.all():
             return
+
+
+def _check_length(model: AudioLanguageModel, batch: Batch, new: int) -> None:
+    """Refuse what a table of positions has no rows for; the last new token is chosen and not read."""
+    limit, prompt = model.decoder.limit, int(np.asarray(batch.positions).max()) + 1
+    if limit is not None and prompt + new - 1 > limit:
+        raise UsageError(
+            f"a prompt of {prompt} tokens and {new} new ones do not fit the decoder's {limit} positions: ask for at "
+            f"most {max(0, limit + 1 - prompt)} new ones, or shorten the prompt"
+        )
 
 
 def generate(

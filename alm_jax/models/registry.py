@@ -38,6 +38,11 @@ DECODERS = {"llama": (LlamaConfig, Llama), "gpt2": (Gpt2Config, Gpt2)}
 TEXT = {"bert": (BertConfig, Bert)}
 MODELS = {"whisper_seq2seq": (WhisperSeq2SeqConfig, WhisperSeq2Seq)}  # whole models, no part of a system
 
+
+def _roberta(**sizes: int) -> BertConfig:
+    return BertConfig(vocab_size=50265, positions=514, position_offset=2, token_types=1, norm_eps=1e-5, **sizes)
+
+
 CONFIGS: dict[str, Any] = {
     "cav_mae": CavMaeConfig(),
     "ast": AstConfig(),
@@ -59,8 +64,10 @@ CONFIGS: dict[str, Any] = {
     "gpt2_large": Gpt2Config(dim=1280, depth=36, heads=20, mlp_dim=5120),
     "gpt2_xl": Gpt2Config(dim=1600, depth=48, heads=25, mlp_dim=6400),
     "bert_base": BertConfig(),
+    "bert_large": BertConfig(dim=1024, depth=24, heads=16, mlp_dim=4096),
     "minilm_l6": BertConfig(dim=384, depth=6, mlp_dim=1536),
-    "roberta_base": BertConfig(vocab_size=50265, positions=514, position_offset=2, token_types=1, norm_eps=1e-5),
+    "roberta_base": _roberta(),
+    "roberta_large": _roberta(dim=1024, depth=24, heads=16, mlp_dim=4096),
     "lora": Lora(),
 }
 

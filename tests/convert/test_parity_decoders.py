@@ -6,16 +6,23 @@ our export.
 
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from alm_jax.audio.frontend import KaldiFbank
 from alm_jax.convert import gpt2, llama
 from alm_jax.convert.layouts import LAYOUTS
+from alm_jax.core.sequence import Row, collate
+from alm_jax.infer.generate import steps
 from alm_jax.layers.rope import LinearRope, Llama3Rope
+from alm_jax.models.aligners.pooled_linear import PooledLinearConfig
+from alm_jax.models.alm import AlmConfig
+from alm_jax.models.alm import build as alm
 from alm_jax.models.decoders.gpt2 import Gpt2, Lora
 from alm_jax.models.decoders.llama import Llama
-from tests.convert.parity import check_pair, torch
+from tests.convert.parity import SIMPLE, assert_close, build, check_pair, randomise, state, torch
 
 pytestmark = pytest.mark.torch
 
@@ -143,3 +150,50 @@ def test_gpt2_as_a_text_tower(record_property):
     outputs = {"ours_out": hidden, "theirs_out": torch_hidden}
     rebuilt = lambda: GPT2Model(GPT2Config(**gpt2.to_hf_config(config)))
     check(record_property, "GPT-2 text tower", Gpt2, gpt2, theirs, config, rebuilt=rebuilt, **outputs)
+
+
+def gpt2_to_generate():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    theirs = GPT2LMHeadModel(GPT2Config(**GPT2 | {"n_positions": 24}))
+    return theirs, Gpt2, gpt2.from_hf_config(settings(theirs)), "gpt2_hf"
+
+
+def qwen2_to_generate():
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    theirs = Qwen2ForCausalLM(Qwen2Config(**SIZES, **HEADS, rope_parameters=LLAMA3))
+    return theirs, Llama, llama.from_hf_config(settings(theirs)), "llama_hf"
+
+
+@pytest.mark.parametrize("make", [gpt2_to_generate, qwen2_to_generate], ids=["gpt2", "qwen2"])
+def test_greedy_generation(make):
+    """Prompts of two lengths in one batch, through the key-value cache, as `generate` of transformers."""
+    theirs, module, config, layout = make()
+    randomise(theirs.eval())
+    theirs.generation_config.eos_token_id = None
+    model = alm(AlmConfig(KaldiFbank(), None, PooledLinearConfig(dim=8, out_dim=32), config), jax.random.key(0))
+    model.decoder = build(module, config, state(theirs), LAYOUTS[layout].table(config))
+
+    lengths, new = (9, 5), 10
+    rows = [prompt(IDS[i, -n:]) for i, n in enumerate(lengths)]
+    found = list(steps(model, collate(rows, 9, slots=0, pad="left"), max_new_tokens=new))
+    mask = np.array([[0] * (9 - n) + [1] * n for n in lengths])
+    expected = theirs.generate(
+        torch.tensor(IDS * mask),
+        attention_mask=torch.tensor(mask),
+        max_new_tokens=new,
+        do_sample=False,
+        pad_token_id=0,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    np.testing.assert_array_equal(np.stack([ids for ids, _, _ in found], 1), expected.sequences[:, 9:])
+    for (_, _, ours), logits in zip(found, expected.logits, strict=True):
+        assert_close(ours, logits, SIMPLE)
+
+
+def prompt(ids):
+    """A row of text alone."""
+    nothing, none = np.zeros(len(ids)), np.full(len(ids), -1)
+    return Row(ids, none, none, nothing, nothing, np.ones(len(ids), bool), ())

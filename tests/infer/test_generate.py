@@ -5,11 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from alm_jax.core.errors import UsageError
 from alm_jax.core.sequence import Row, collate
 from alm_jax.infer.generate import generate, steps
 from alm_jax.infer.sampling import Sampling
 from alm_jax.layers.dense import Lora
 from alm_jax.models.alm import build
+from alm_jax.models.decoders.gpt2 import Gpt2Config
 from alm_jax.models.decoders.llama import LlamaConfig
 from alm_jax.models.encoders.cav_mae import CavMaeConfig
 from alm_jax.models.ltu import ltu
@@ -17,13 +19,20 @@ from alm_jax.models.ltu import ltu
 VOCAB = 50
 
 
-@pytest.fixture(scope="module")
-def model():
-    decoder = LlamaConfig(VOCAB, dim=32, depth=2, heads=4, kv_heads=2, mlp_dim=48, lora=Lora())
+LLAMA = LlamaConfig(VOCAB, dim=32, depth=2, heads=4, kv_heads=2, mlp_dim=48, lora=Lora())
+GPT2 = Gpt2Config(VOCAB, dim=32, depth=2, heads=4, mlp_dim=48, positions=32, tie_embeddings=False)
+
+
+def _model(decoder):
     encoder = CavMaeConfig(frames=64, mels=32, dim=16, heads=2, depth=2)
     model = build(ltu(decoder, encoder), jax.random.key(0))
     # A fresh model is nearly flat: sharpen its logits, so that greedy choices are far apart.
     return jax.tree.map(lambda x: 6 * x if x.ndim == 2 and x.shape[-1] == VOCAB else x, model)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return _model(LLAMA)
 
 
 def _prompt(text_length, heard, seed):
@@ -49,8 +58,9 @@ def prompts():
     return rows, np.random.default_rng(3).normal(size=(3, 64, 32)).astype(np.float32)
 
 
-def test_cached_logits_equal_a_full_forward_pass(model, prompts):
-    rows, audio = prompts
+@pytest.mark.parametrize("decoder", [LLAMA, GPT2], ids=["llama", "gpt2"])
+def test_cached_logits_equal_a_full_forward_pass(decoder, prompts):
+    model, (rows, audio) = _model(decoder), prompts
     batch = _batch(rows[1:2], audio[1:2])
     length = batch.shape[1]
     tokens, seen = [], []
@@ -81,6 +91,17 @@ def test_padded_or_alone_a_row_gives_the_same_answer(model, prompts, sampling):
             model, _batch([row], audio[i : i + 1]), max_new_tokens=8, sampling=sampling, seeds=seeds[i : i + 1]
         )
         assert alone[0] == together[i]
+
+
+def test_a_table_of_positions_ends_the_answer(prompts):
+    model, (rows, audio) = _model(GPT2), prompts
+    batch = _batch(rows, audio)
+    assert batch.shape[1] == 11
+    answers = generate(model, batch, max_new_tokens=22)  # the last one is not read
+    assert [len(answer) for answer in answers] == [22] * 3
+    assert generate(model, _batch(rows[:1], audio[:1]), max_new_tokens=22) == answers[:1]
+    with pytest.raises(UsageError, match=r"11 tokens and 23 new ones do not fit the decoder's 32 positions: .* 22 new"):
+        generate(model, batch, max_new_tokens=23)
 
 
 def test_rows_stop_at_eos_and_the_loop_stops_with_the_last(model, prompts):

@@ -25,6 +25,11 @@ class Decoder(nnx.Module):
     `blocks` (`block(x, place, attend, key) -> (x, (keys, values))`), the final `norm`, and `head` unless it is tied.
     """
 
+    @property
+    def limit(self) -> int | None:
+        """Positions of the longest row that can be read; None if there is no such limit."""
+        return None
+
     @abstractmethod
     def begin(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, Any]:
         """Embeddings [B, L, dim] at positions int [B, L] -> (input of the first block, `place` of every block)."""

@@ -100,14 +100,18 @@ class Gpt2(Decoder):
             self.head = Dense(c.dim, c.vocab_size, keys[3], axes=(ax.EMBED, ax.VOCAB), bias=False)
         self.config = config
 
+    @property
+    def limit(self) -> int:
+        return self.config.positions
+
     def begin(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, None]:
         """Embeddings of tokens (and audio) plus those of their positions; blocks need nothing more.
 
         Raises:
             ConfigError: the rows are longer than the table.
         """
-        if x.shape[1] > self.config.positions:
+        if x.shape[1] > self.limit:
             raise ConfigError(
-                f"rows of {x.shape[1]} positions do not fit GPT-2's table of {self.config.positions}: shorten the text"
+                f"rows of {x.shape[1]} positions do not fit GPT-2's table of {self.limit}: shorten the text"
             )
         return x + self.pos_embed[...].astype(x.dtype)[positions], None

@@ -128,7 +128,7 @@ def _smollm2(**sizes) -> LlamaConfig:
     return LlamaConfig(**usual | sizes)
 
 
-def _qwen25(**sizes) -> LlamaConfig:
+def _qwen2(**sizes) -> LlamaConfig:
     usual = {"vocab_size": 151936, "bias": "qkv", "rope_theta": 1e6, "tie_embeddings": True, "positions": 32768}
     return LlamaConfig(**usual | sizes)
 
@@ -136,6 +136,13 @@ def _qwen25(**sizes) -> LlamaConfig:
 _13B = {"dim": 5120, "depth": 40, "heads": 40, "kv_heads": 40, "mlp_dim": 13824}
 _70B = {"dim": 8192, "depth": 80, "heads": 64, "kv_heads": 8, "mlp_dim": 28672}
 _LLAMA2 = {"norm_eps": 1e-5, "positions": 4096}
+
+# Sizes of Qwen2 and Qwen2.5 alike, with the positions of the Instruct models.
+_QWEN2 = {
+    "0.5b": _qwen2(dim=896, depth=24, heads=14, kv_heads=2, mlp_dim=4864),
+    "1.5b": _qwen2(dim=1536, depth=28, heads=12, kv_heads=2, mlp_dim=8960),
+    "7b": _qwen2(vocab_size=152064, dim=3584, depth=28, heads=28, kv_heads=4, mlp_dim=18944, tie_embeddings=False),
+}
 
 # Published sizes. Vicuna is the one over LLaMA 1 (versions 1.1 and 1.3), which LTU has; version 1.5 is over Llama 2.
 LLAMAS = {
@@ -153,9 +160,5 @@ LLAMAS = {
     "smollm2_135m": _smollm2(dim=576, depth=30, heads=9, kv_heads=3, mlp_dim=1536),
     "smollm2_360m": _smollm2(dim=960, depth=32, heads=15, kv_heads=5, mlp_dim=2560),
     "smollm2_1.7b": _smollm2(dim=2048, depth=24, heads=32, kv_heads=32, mlp_dim=8192, rope_theta=130000.0),
-    "qwen2.5_0.5b": _qwen25(dim=896, depth=24, heads=14, kv_heads=2, mlp_dim=4864),
-    "qwen2.5_1.5b": _qwen25(dim=1536, depth=28, heads=12, kv_heads=2, mlp_dim=8960),
-    "qwen2.5_7b": _qwen25(
-        vocab_size=152064, dim=3584, depth=28, heads=28, kv_heads=4, mlp_dim=18944, tie_embeddings=False
-    ),
+    **{f"{family}_{size}": config for family in ("qwen2", "qwen2.5") for size, config in _QWEN2.items()},
 }
