@@ -22,7 +22,7 @@ from alm_jax.train.config import Experiment, LoopConfig, Stage, Validation, Weig
 from alm_jax.train.optim import OptimConfig
 
 SCENES = 300
-SCENE = SceneConfig(speed=(0.75, 1.33))  # most labels have one clip; at one speed it would be learnt by heart
+SCENE = SceneConfig(speed=(0.87, 1.15))  # most labels have one clip; at one speed it would be learnt by heart
 KINDS = ("events", "first", "order", "presence", "count")
 
 
@@ -41,7 +41,7 @@ def get_config() -> Experiment:
             name, rows(SCENES, 0), trainable, optim, steps=steps, validation=held_out, features="cached", **options
         )
 
-    fast = OptimConfig(learning_rate=1e-3, schedule="cosine", warmup_steps=10)
+    fast = OptimConfig(learning_rate=4e-4, schedule="cosine", warmup_steps=10)
     # LoRA begins at zero and has far to go in few steps; the aligner has learnt already.
     mixed = OptimConfig(learning_rate=2e-3, schedule="cosine", warmup_steps=5, lr_scale={"aligner.*": 0.2})
 
@@ -56,7 +56,7 @@ def get_config() -> Experiment:
             Weights("decoder.*", "HuggingFaceTB/SmolLM2-135M-Instruct"),
         ),
         stages=(
-            stage("hear", 110, 16, ("events",), ("aligner.*",), fast, objective="heard_words"),
+            stage("hear", 280, 8, ("events",), ("aligner.*",), fast, objective="heard_words"),
             stage("answer", 100, 8, KINDS, ("aligner.*", "*.lora_?"), mixed),
         ),
         loop=LoopConfig(checkpoint_every=50),
