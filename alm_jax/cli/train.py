@@ -22,7 +22,7 @@ class Train:
       alm train ltu/tiny --out runs/tiny
       alm train ltu/tiny --out runs/tiny --resume
       alm train ltu/tiny --out runs/short --stages.0.steps 10 --seed 1
-      alm train my_config.py --out runs/a --set model.decoder.lora=none --set stages.align.steps=200
+      alm train my_config.py --out runs/a --set model.decoder.lora.rank=4 --set stages.read.steps=200
       alm train runs/tiny --out runs/again --seed 1      the config that another run was made with
       alm train ltu/tiny --help                 the flags of this config's own values
     """

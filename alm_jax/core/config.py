@@ -488,7 +488,9 @@ def _run(path: Path, function: Callable[[], Any]) -> Any:
     try:
         return function()
     except Exception as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        # A module's code knows its file by its absolute path.
+        here = (str(path), str(path.absolute()))
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename in here]
         if isinstance(error, SyntaxError):
             lines.append(error.lineno)
         where = f"{path}:{lines[-1]}" if lines else str(path)

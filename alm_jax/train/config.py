@@ -190,7 +190,10 @@ def experiment_of(config: dict[str, Any], where: object) -> Experiment:
     """
     if "experiment" not in config:
         raise CheckpointError(f"{where}: config.json holds no experiment")
-    return from_json(config["experiment"], config_types(Experiment, Scenes, *_override_types()))
+    try:
+        return from_json(config["experiment"], config_types(Experiment, Scenes, *_override_types()))
+    except ConfigError as error:
+        raise CheckpointError(f"{where}: config.json does not fit together: {error}") from error
 
 
 # What may differ between a run and its continuation: where and how often, not what is computed.

@@ -55,7 +55,10 @@ class StageModel:
             ConfigError: a pattern fits nothing, or cached features and a training encoder are asked for.
         """
         learnable = {path: v for path, v in tree.variables(self.like).items() if isinstance(v, nnx.Param)}
-        chosen, _ = tree.split(learnable, self.stage.trainable)
+        try:
+            chosen, _ = tree.split(learnable, self.stage.trainable)
+        except ConfigError as error:
+            raise ConfigError(f"stage {self.stage.name!r}, trainable: {error}") from error
         if self.stage.features == "cached" and (clash := [path for path in chosen if path.startswith("encoder.")]):
             raise ConfigError(
                 f"stage {self.stage.name!r} caches encoder features but trains {', '.join(fold(clash)[:4])}: "

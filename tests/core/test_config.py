@@ -358,6 +358,14 @@ def test_a_config_that_fails_is_one_line_with_its_place(tmp_path, text, message)
     assert "\n" not in str(caught.value)
 
 
+def test_the_line_is_told_of_a_relative_path_too(tmp_path, monkeypatch):
+    write(tmp_path / "bad.py", "def get_config():\n    return 1 / 0\n")
+    monkeypatch.chdir(tmp_path)
+    for name in ("bad.py", "bad", "../" + tmp_path.name + "/bad.py"):
+        with pytest.raises(ConfigError, match=r"bad.py:2: ZeroDivisionError: division by zero"):
+            load_config_file(name).get_config()
+
+
 def test_a_sweep_that_fails(tmp_path):
     path = write(tmp_path / "bad.py", CONFIG + "def sweep():\n    return [3]\n")
     with pytest.raises(ConfigError, match=r"sweep\(\) gives dictionaries {path: value}, got 3"):

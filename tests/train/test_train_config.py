@@ -98,7 +98,7 @@ def test_optimiser_values_out_of_range_are_refused(name, value):
 def test_patterns_that_fit_nothing_and_cached_training_encoders_are_refused():
     experiment = tiny()
     stage = replace(experiment.stages[1], trainable=("enc.*",))
-    with pytest.raises(ConfigError, match=r"patterns \['enc.\*'\] fit no parameter"):
+    with pytest.raises(ConfigError, match=r"stage 'all', trainable: patterns \['enc.\*'\] fit no parameter"):
         _ = model_of(experiment, stage).target
     stage = replace(experiment.stages[1], features="cached")
     with pytest.raises(ConfigError, match=r"stage 'all' caches encoder features but trains encoder\.blocks"):
@@ -133,3 +133,9 @@ def test_configs_of_a_later_version_say_what_they_hold():
         experiment_of(stored, "run")
     with pytest.raises(CheckpointError, match=r"config.json holds no experiment"):
         experiment_of({}, "run")
+    stored = run_config(tiny())
+    stored["experiment"]["model"]["decoder"]["dim"] = 32
+    with pytest.raises(
+        CheckpointError, match=r"run: config.json does not fit together: .* differs from decoder.dim 32"
+    ):
+        experiment_of(stored, "run")
