@@ -136,13 +136,21 @@ class Batch:
         return Batch(**{name: None if v is None else v[rows] for name, v in values.items()})
 
 
-def collate(rows: list[Row], length: int, *, slots: int, pad: Literal["right", "left"] = "right") -> Batch:
+def collate(
+    rows: list[Row],
+    length: int,
+    *,
+    slots: int,
+    pad: Literal["right", "left"] = "right",
+    aligner_length: int | None = None,
+) -> Batch:
     """Stack rows into the text half of a `Batch`; `audio` is added by whoever loads it.
 
     Args:
         rows: B rows, none longer than `length`.
         length: L.
         slots: A, audio slots a row (0: no audio at all).
+        aligner_length: La; None: as the rows' texts need, and no texts if no row has one.
         pad: `right` for training; `left` aligns the last prompt token of all rows to one cache slot for generation.
 
     Pads carry segment id 0 on both sides, so that no position sees them; positions count true tokens only.
@@ -173,17 +181,18 @@ def collate(rows: list[Row], length: int, *, slots: int, pad: Literal["right", "
         q_segment_ids=segments,
         kv_segment_ids=segments.copy(),
         audio_clip=clips if slots else None,
-        **_aligner_texts(rows, slots),
+        **_aligner_texts(rows, slots, aligner_length),
         **columns,
     )
 
 
-def _aligner_texts(rows: list[Row], slots: int) -> dict[str, np.ndarray]:
-    """`aligner_tokens` and `aligner_mask` of a batch, if any row has texts for an aligner."""
-    longest = max((len(text) for row in rows for text in row.aligner_text), default=0)
-    if not longest or not slots:
+def _aligner_texts(rows: list[Row], slots: int, length: int | None) -> dict[str, np.ndarray]:
+    """`aligner_tokens` and `aligner_mask` of a batch, if any row has texts for an aligner or their length is given."""
+    if length is None:
+        longest = max((len(text) for row in rows for text in row.aligner_text), default=0)
+        length = -(-longest // _ALIGNER_BUCKET) * _ALIGNER_BUCKET
+    if not length or not slots:
         return {}
-    length = -(-longest // _ALIGNER_BUCKET) * _ALIGNER_BUCKET
     tokens, mask = np.zeros((len(rows), slots, length), np.int32), np.zeros((len(rows), slots, length), bool)
     for b, row in enumerate(rows):
         for slot, text in enumerate(row.aligner_text):

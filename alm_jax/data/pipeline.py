@@ -71,7 +71,10 @@ class DataPipeline:
         template, layout, tokenizer: how a row becomes positions.
         audio: the front end that clips go through, or a store of their precomputed features.
         audio_tokens: T, the aligner's tokens a slot.
-        slots: A, the most clips that a row holds; 0: no audio at all.
+        clips: int [n] clips of each row, per source (`plan.measure`); None: one at most. A batch has as many slots as
+            its row of most clips, at least one if there is `audio`: rows of several clips cost others nothing where
+            they keep to their own batches (`mixing="one_source_per_batch"`).
+        aligner_tokenizer: of an aligner that reads text; what it reads is as long in every batch as the layout says.
         augment: `augment(window, rng)` of each clip's window, random by the plan's seed; not with a store.
         process_index, process_count: this process takes its block of consecutive rows of each global batch, so that
             the blocks in the processes' order are the planned batch.
@@ -87,7 +90,8 @@ class DataPipeline:
     tokenizer: Tokenizer
     audio: FrontEnd | FeatureStore | None
     audio_tokens: int
-    slots: int = 1
+    clips: tuple[np.ndarray, ...] | None = None
+    aligner_tokenizer: Tokenizer | None = None
     augment: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None
     process_index: int = 0
     process_count: int = 1
@@ -98,9 +102,9 @@ class DataPipeline:
             raise ConfigError(f"batch_size {size} does not divide among {self.process_count} processes")
         if self.augment is not None and isinstance(self.audio, FeatureStore):
             raise ConfigError("precomputed features cannot be augmented: compute them in the run, or leave augment out")
-        if self.slots and self.audio is None:
-            raise ConfigError(f"rows of {self.slots} slots need a front end or a feature store")
-        if self.slots and None in self._window:
+        if self.audio is None and self._most_clips:
+            raise ConfigError(f"rows of {self._most_clips} clips need a front end or a feature store")
+        if self.audio is not None and None in self._window:
             raise ConfigError(f"windows of {self._window} have no fixed shape: give the front end a number of frames")
 
     def iterate(self, start_step: int, num_steps: int) -> Iterator[LoadedBatch]:
@@ -151,13 +155,15 @@ class DataPipeline:
         block = len(planned.entries) // self.process_count
         entries = planned.entries[self.process_index * block : (self.process_index + 1) * block]
         rows, bad = [], []
-        audio = np.zeros((block, self.slots, *self._window), self._dtype) if self.slots else None
+        slots = self._slots(planned)
+        audio = np.zeros((block, slots, *self._window), self._dtype) if slots else None
         for b, entry in enumerate(entries):
             row, problem = self._load_row(entry, None if audio is None else audio[b])
             rows.append(row)
             if problem:
                 bad.append(problem)
-        batch = replace(collate(rows, planned.bucket, slots=self.slots), audio=audio)
+        aligner_length = None if self.aligner_tokenizer is None else self.layout.aligner_text_tokens
+        batch = replace(collate(rows, planned.bucket, slots=slots, aligner_length=aligner_length), audio=audio)
         return LoadedBatch(step, batch, planned, bad)
 
     def _load_row(self, entry: tuple[int, int, int], audio: np.ndarray | None) -> tuple[Row, str]:
@@ -169,10 +175,13 @@ class DataPipeline:
         laid_out = _EMPTY
         try:
             row = rows[index]
-            laid_out = lay_out(self.template.parts(row), self.layout, self.tokenizer, audio_tokens=self.audio_tokens)
-            if len(laid_out.clips) > self.slots:
-                laid_out, found = _EMPTY, len(laid_out.clips)
-                raise DataError(f"{found} clips, but the batch has {self.slots} slots a row")
+            laid_out = lay_out(
+                self.template.parts(row),
+                self.layout,
+                self.tokenizer,
+                audio_tokens=self.audio_tokens,
+                aligner_tokenizer=self.aligner_tokenizer,
+            )
             rng = np.random.default_rng(seed)
             windows = [self._hear(rows.clip_path(row.clips[clip]), rng) for clip in laid_out.clips]
         except (AudioError, DataError) as e:
@@ -188,6 +197,17 @@ class DataPipeline:
         window = self.audio.numpy(wave)
         return window if self.augment is None else self.augment(window, rng)
 
+    def _slots(self, planned: PlannedBatch) -> int:
+        """A of a batch: the same on every process, since it is that of all processes' rows."""
+        if self.audio is None or self.clips is None:
+            return int(self.audio is not None)
+        counts = (int(self.clips[source][row]) for source, row, _ in planned.entries if source >= 0)
+        return max([1, *counts])
+
+    @property
+    def _most_clips(self) -> int:
+        return 1 if self.clips is None else max(int(counts.max()) for counts in self.clips)
+
     @property
     def _window(self) -> tuple[int, ...]:
         return self.audio.shape if isinstance(self.audio, FeatureStore) else self.audio.feature_shape
@@ -200,8 +220,8 @@ class DataPipeline:
         """Smallest array, in bytes, that workers pass by shared memory; none where containers give too little of it."""
         spec = self.plan.spec
         rows = spec.batch_size // self.process_count
-        window = int(np.prod(self._window)) * self._dtype.itemsize if self.slots else 0
-        needed = rows * self.slots * window * spec.workers * (_AHEAD + 2)
+        window = int(np.prod(self._window)) * self._dtype.itemsize if self.audio is not None else 0
+        needed = rows * self._most_clips * window * spec.workers * (_AHEAD + 2)
         folder = "/dev/shm"
         if os.path.isdir(folder) and shutil.disk_usage(folder).free < 2 * needed:
             _log.warning("%s is too small for %d MB of batches; workers copy them", folder, needed >> 20)
@@ -217,7 +237,7 @@ def make_pipeline(
     tokenizer: Tokenizer,
     audio: FrontEnd | FeatureStore | None,
     audio_tokens: int,
-    slots: int = 1,
+    aligner_tokenizer: Tokenizer | None = None,
     augment: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None,
     cache_dir: str | Path | None = None,
     process_index: int = 0,
@@ -233,21 +253,22 @@ def make_pipeline(
     for rows in rowsets:
         for bad in rows.bad:
             _log.warning("bad row left out: %s", bad)
-    lengths = [
+    sizes = [
         measure(
             rows, template=template, layout=layout, tokenizer=tokenizer, audio_tokens=audio_tokens, cache_dir=cache_dir
         )
         for rows in rowsets
     ]
     return DataPipeline(
-        plan=Plan(lengths, spec),
+        plan=Plan([each.lengths for each in sizes], spec),
         rowsets=rowsets,
         template=template,
         layout=layout,
         tokenizer=tokenizer,
         audio=audio,
         audio_tokens=audio_tokens,
-        slots=slots,
+        clips=tuple(each.clips for each in sizes),
+        aligner_tokenizer=aligner_tokenizer,
         augment=augment,
         process_index=process_index,
         process_count=process_count,

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -29,7 +29,7 @@ from alm_jax.data.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
 _CHUNK = 8192
-_LENGTHS_FORMAT = 1
+_SIZES_FORMAT = 2
 
 NO_ROW = (-1, -1, 0)
 """Entry of a place in a batch that no row takes (see `DataSpec.last`)."""
@@ -205,6 +205,13 @@ def _permutation(n: int, *key: int) -> np.ndarray:
     return np.argsort(np.random.Philox(np.random.SeedSequence(key)).random_raw(n), kind="stable")
 
 
+class Sizes(NamedTuple):
+    """Of each row, int32 [n]: the positions that it takes, and the clips that it hears."""
+
+    lengths: np.ndarray
+    clips: np.ndarray
+
+
 def measure(
     rows: RowSet,
     *,
@@ -213,25 +220,27 @@ def measure(
     tokenizer: Tokenizer,
     audio_tokens: int,
     cache_dir: str | Path | None = None,
-) -> np.ndarray:
-    """int32 [n]: positions that each row takes, by tokenizing all of them once.
+) -> Sizes:
+    """The sizes of all rows, by tokenizing them once.
 
-    The answer is kept in `cache_dir` under a key of everything that it depends on: the file (path, size, modification
+    They are kept in `cache_dir` under a key of everything that it depends on: the file (path, size, modification
     time), template, layout, tokenizer and `audio_tokens`.
     """
     cache = None
     if cache_dir is not None and rows.stamp is not None:
-        key = repr((_LENGTHS_FORMAT, rows.stamp, template, layout, tokenizer.fingerprint, audio_tokens))
+        key = repr((_SIZES_FORMAT, rows.stamp, template, layout, tokenizer.fingerprint, audio_tokens))
         cache = Path(cache_dir) / f"lengths-{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
         if cache.is_file():
-            lengths = np.load(cache)
-            if lengths.shape == (len(rows),):
-                return lengths
-    lengths = np.zeros(len(rows), np.int32)
+            sizes = np.load(cache)
+            if sizes.shape == (2, len(rows)):
+                return Sizes(*sizes)
+    sizes = Sizes(*np.zeros((2, len(rows)), np.int32))
     logged = time.monotonic()
     for start in range(0, len(rows), _CHUNK):
-        chunk = [template.parts(rows[i]) for i in range(start, min(start + _CHUNK, len(rows)))]
-        lengths[start : start + len(chunk)] = row_lengths(chunk, layout, tokenizer, audio_tokens=audio_tokens)
+        chunk = [rows[i] for i in range(start, min(start + _CHUNK, len(rows)))]
+        parts = [template.parts(row) for row in chunk]
+        sizes.lengths[start : start + len(chunk)] = row_lengths(parts, layout, tokenizer, audio_tokens=audio_tokens)
+        sizes.clips[start : start + len(chunk)] = [len(row.clips) for row in chunk]
         if time.monotonic() - logged > 10:
             _log.info("measured %d of %d rows", start + len(chunk), len(rows))
             logged = time.monotonic()
@@ -239,6 +248,6 @@ def measure(
         cache.parent.mkdir(parents=True, exist_ok=True)
         temporary = cache.with_name(f"{cache.name}.{os.getpid()}.tmp")
         with temporary.open("wb") as f:
-            np.save(f, lengths)
+            np.save(f, np.stack(sizes))
         os.replace(temporary, cache)
-    return lengths
+    return sizes

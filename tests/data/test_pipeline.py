@@ -21,7 +21,7 @@ from alm_jax.data.features import FeatureStore, FeatureWriter, audio_sha256, fea
 from alm_jax.data.layout import lay_out
 from alm_jax.data.pipeline import make_pipeline
 from alm_jax.data.plan import NO_ROW, DataSpec, Source
-from alm_jax.data.templates import ALPACA_SHORT
+from alm_jax.data.templates import ALPACA_SHORT, PLAIN
 from alm_jax.data.tokenizer import train_tokenizer
 
 LAYOUT = Layout(bos="after_audio", loss_on="all", max_text_tokens=150)
@@ -152,13 +152,80 @@ def test_evaluation_counts_every_row_once(rows_file):
 def test_rows_without_any_audio(tmp_path):
     path = tmp_path / "rows.json"
     path.write_text(json.dumps([{"instruction": "Q", "audio_id": None, "output": "A"}]))
-    loaded = pipeline(path, audio=None, slots=0).load(0)
+    loaded = pipeline(path, audio=None).load(0)
     assert loaded.batch.audio is None and loaded.batch.audio_clip is None and not loaded.bad
     assert not pipeline(path).load(0).batch.audio.any()
-    with pytest.raises(ConfigError, match="need a front end"):
-        pipeline(path, audio=None)
     with pytest.raises(ConfigError, match="no fixed shape"):
         pipeline(path, audio=replace(FRONTEND, frames=None))
+
+
+def test_rows_of_several_clips(rows_file, tmp_path):
+    """Clips in any order with text, a clip twice, none: a batch has slots for its row of most clips."""
+    texts = ["<audio>a<audio>b<audio>", "Which?", "x<audio>y", "No sound.", "<audio><audio>z"]
+    heard = [["0.wav", "2.wav", "0.wav"], ["3.wav", "1.wav"], ["4.wav"], [], ["1.wav", "0.wav"]]
+    rows = [{"instruction": text, "audio_id": clips, "output": "A"} for text, clips in zip(texts, heard)]
+    path = rows_file.parent / "several.json"
+    path.write_text(json.dumps(rows))
+    spec = {"shuffle": False, "batch_size": 5, "buckets": (160,)}
+    batch = pipeline(path, spec=spec).load(0).batch
+    assert batch.audio.shape == (5, 3, 20, 4)
+    assert batch.audio_clip.tolist() == [[0, 1, 2], [0, 1, -1], [0, -1, -1], [-1] * 3, [0, 1, -1]]
+    waves = {f"{i}.wav": load_audio(rows_file.parent / f"{i}.wav", sample_rate=16000)[0] for i in range(5)}
+    windows = {name: FRONTEND.numpy(wave) for name, wave in waves.items()}
+    for b, clips in enumerate(heard):
+        for slot in range(3):
+            expected = windows[clips[slot]] if slot < len(clips) else np.zeros((20, 4))
+            np.testing.assert_allclose(batch.audio[b, slot], expected, atol=1e-5)
+        # three tokens a clip, where its mark stands, and none where nothing is heard
+        places = batch.audio_index[b][batch.audio_index[b] >= 0]
+        assert places.tolist() == list(range(3 * len(clips)))
+    first = batch.audio_index[0]
+    assert [int(first[i]) for i in range(len(first)) if first[i] >= 0 and first[i - 1] < 0] == [0, 3, 6]
+    assert (batch.loss_weight.sum(axis=1) > 0).all()
+
+    # a batch of rows alone is the same as theirs among others, but for the empty slots
+    for b, row in enumerate(rows):
+        row["audio_id"] = [str(rows_file.parent / clip) for clip in heard[b]]
+        (tmp_path / "one.json").write_text(json.dumps([row]))
+        alone = pipeline(tmp_path / "one.json", spec=spec | {"batch_size": 1}).load(0).batch
+        assert alone.audio.shape[1] == max(1, len(heard[b]))
+        for f in fields(Batch):
+            if f.name not in ("audio", "audio_clip") and getattr(batch, f.name) is not None:
+                np.testing.assert_array_equal(getattr(alone, f.name)[0], getattr(batch, f.name)[b], err_msg=f.name)
+        np.testing.assert_array_equal(alone.audio[0], batch.audio[b, : alone.audio.shape[1]])
+    with pytest.raises(ConfigError, match="rows of 3 clips need a front end or a feature store"):
+        pipeline(path, audio=None)
+
+
+def test_aligners_that_read_text(rows_file):
+    """Every batch has texts of one length, also where no row hears anything: shapes agree between processes."""
+    layout = Layout(apart=True, aligner_text_tokens=24)
+    options = {"layout": layout, "template": PLAIN, "aligner_tokenizer": TOKENIZER}
+    data = pipeline(rows_file, spec={"shuffle": False, "buckets": (160,)}, **options)
+    batch = data.load(1).batch  # rows 4 to 7; row 4 has no clip
+    assert batch.aligner_tokens.shape == batch.aligner_mask.shape == (4, 1, 24)
+    assert batch.aligner_mask.any(axis=(1, 2)).tolist() == [False, True, True, True]
+    read = batch.aligner_tokens[1, 0][batch.aligner_mask[1, 0]].tolist()
+    text = [*TOKENIZER.encode(data.rowsets[0][5].instruction), TOKENIZER.eos_id][-23:]
+    assert read[-len(text) :] == text
+    (rows_file.parent / "none.json").write_text(json.dumps([{"instruction": "Q", "audio_id": "", "output": "A"}]))
+    silent = pipeline(rows_file.parent / "none.json", spec={"buckets": (160,)}, **options).load(0).batch
+    assert silent.aligner_tokens.shape == (4, 1, 24) and not silent.aligner_mask.any()
+    assert pipeline(rows_file, layout=layout).load(0).batch.aligner_tokens is None
+
+
+def test_slots_are_those_of_the_whole_batch(rows_file, tmp_path):
+    """Also on the process whose own rows hear less; sources that keep to themselves cost each other nothing."""
+    clips = [str(rows_file.parent / f"{i}.wav") for i in range(3)]
+    for name, heard in (("one", clips[:1]), ("three", clips)):
+        (tmp_path / name).write_text(json.dumps([{"instruction": "Q", "audio_id": heard, "output": "A"}] * 4))
+    sources = tuple(Source(str(tmp_path / name)) for name in ("one", "three"))
+    spec = {"sources": sources, "shuffle": False, "batch_size": 8, "buckets": (160,)}
+    parts = [pipeline(rows_file, spec=spec, process_index=p, process_count=2).load(0).batch for p in (0, 1)]
+    assert [part.audio.shape[:2] for part in parts] == [(4, 3), (4, 3)]
+    assert [(part.audio_clip >= 0).sum() for part in parts] == [4, 12]
+    apart = pipeline(rows_file, spec=spec | {"batch_size": 4, "mixing": "one_source_per_batch"})
+    assert [apart.load(step).batch.audio.shape[1] for step in (0, 1)] == [1, 3]
 
 
 @dataclass(frozen=True)

@@ -124,11 +124,12 @@ def test_lengths_are_measured_once(tmp_path, monkeypatch):
     args = dict(template=ALPACA_SHORT, layout=Layout(max_text_tokens=70), tokenizer=tokenizer, audio_tokens=7)
     fixed = 7 + 1 + len(tokenizer.encode(ALPACA_SHORT.prompt(""))) + 1 + 1
     monkeypatch.setattr(plan_module, "_CHUNK", 10)
-    lengths = measure(rows, **args, cache_dir=tmp_path / "cache")
+    lengths, clips = measure(rows, **args, cache_dir=tmp_path / "cache")
+    assert clips.tolist() == [1] * 29
     np.testing.assert_array_equal(lengths, [min(fixed + n, 77) for n in range(1, 30)])
 
     monkeypatch.setattr(plan_module, "row_lengths", lambda *a, **k: pytest.fail("measured again"))
-    np.testing.assert_array_equal(measure(rows, **args, cache_dir=tmp_path / "cache"), lengths)
+    np.testing.assert_array_equal(measure(rows, **args, cache_dir=tmp_path / "cache"), [lengths, clips])
     for change in ({"audio_tokens": 8}, {"layout": Layout()}, {"tokenizer": train_tokenizer(["cc"], 260)}):
         with pytest.raises(BaseException, match="measured again"):
             measure(rows, **(args | change), cache_dir=tmp_path / "cache")
