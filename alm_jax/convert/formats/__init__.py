@@ -36,6 +36,27 @@ class TensorFile(Protocol):
         ...
 
 
+class Below:
+    """The tensors of a part of a larger model: those whose keys have `prefix` in them, by what follows it."""
+
+    def __init__(self, file: TensorFile, prefix: str):
+        self.path, self.metadata = file.path, file.metadata
+        self._file = file
+        self._names = {key.partition(prefix)[2]: key for key in file.keys() if prefix in key}
+
+    def keys(self) -> Iterable[str]:
+        return self._names.keys()
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        return self._file.shape(self._names[key])
+
+    def dtype(self, key: str) -> np.dtype:
+        return self._file.dtype(self._names[key])
+
+    def read(self, key: str, index: Index | None = None) -> np.ndarray:
+        return self._file.read(self._names[key], index)
+
+
 class Shards:
     """A sharded checkpoint: `*.index.json` with its `weight_map` from key to shard (the layout of Hugging Face).
 
