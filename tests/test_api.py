@@ -16,7 +16,7 @@ from alm_jax.audio.io import write_audio
 from alm_jax.cli.main import main
 from alm_jax.convert import hub
 from alm_jax.core import tree
-from alm_jax.core.errors import CheckpointError, UsageError
+from alm_jax.core.errors import AudioError, CheckpointError, UsageError
 from alm_jax.core.precision import MIXED
 from alm_jax.core.sequence import Row, collate
 from alm_jax.data.plan import DataSpec, Source
@@ -120,6 +120,21 @@ def test_clips_with_next_to_nothing_to_hear(runs, tmp_path, caplog, name, sample
     assert np.isfinite(model.embed(path)).all()
     told = [record.getMessage() for record in caplog.records if record.name == "alm_jax.infer.loaded"]
     assert len(told) == (message is not None) and all(text.startswith(f"{path}: {message}") for text in told)
+
+
+def test_calls_that_make_no_sense(runs):
+    model = alm_jax.load(runs["ltu"])
+    for call, error, message in (
+        (lambda: model.generate([], NOISE), UsageError, "no questions: give one at least"),
+        (lambda: model.generate(["Why?", "How?"], [NOISE]), UsageError, "2 questions but 1 clips"),
+        (lambda: model.generate(" ", NOISE), UsageError, "the question is empty"),
+        (lambda: model.embed([]), UsageError, "no clips: give one at least"),
+        (lambda: model.embed(NOISE[:0]), AudioError, r"shape \(0,\): expected finite numbers"),
+        (lambda: model.embed((NOISE.reshape(2, -1), 16000)), AudioError, r"shape \(2, 4000\): expected finite numbers"),
+        (lambda: model.embed((NOISE, 0)), AudioError, "sample rate 0: expected a positive whole number"),
+    ):
+        with pytest.raises(error, match=message):
+            call()
 
 
 @pytest.mark.parametrize(("name", "to"), [("ltu", "alm"), ("ltu", "official"), ("ltu_as", "official")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -84,6 +85,25 @@ def run(args: list[str]) -> None:
 
         audio_info(options.audio)
     model = _load(options)
+    with _notes():
+        _reply(options, model, rows)
+
+
+@contextlib.contextmanager
+def _notes() -> Iterator[None]:
+    """What the library warns of, a silent clip for one, is a line on stderr, whatever else is set to log there."""
+    logger, handler = logging.getLogger("alm_jax"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("alm: note: %(message)s"))
+    logger.addHandler(handler)
+    propagate, logger.propagate = logger.propagate, False
+    try:
+        yield
+    finally:
+        logger.propagate = propagate
+        logger.removeHandler(handler)
+
+
+def _reply(options: Ask, model: Any, rows: Any) -> None:
     settings = {
         "max_new_tokens": options.max_new_tokens,
         "sampling": _sampling(options, model.spec.sampling),

@@ -83,8 +83,10 @@ class LoadedModel:
         A silent clip, and one shorter than a frame, is heard as the published code hears it; a warning names it.
 
         Raises:
-            AudioError: a clip cannot be used; the message names it.
+            AudioError: a clip cannot be used; the message names it. UsageError: there is none.
         """
+        if not len(audio):
+            raise UsageError("no clips: give one at least")
         frames = np.stack([self._frames(clip) for clip in audio])
         return _encode(self._model, jnp.asarray(frames, self.dtype))
 
@@ -117,9 +119,11 @@ class LoadedModel:
             The answer, or the list of answers.
 
         Raises:
-            UsageError: an empty question, or lists of different lengths. AudioError: a clip cannot be used.
+            UsageError: no question or an empty one, or lists of different lengths. AudioError: a clip cannot be used.
         """
         questions = [question] if isinstance(question, str) else list(question)
+        if not questions:
+            raise UsageError("no questions: give one at least")
         clips = audio if isinstance(audio, list) else [audio] * len(questions)
         if len(clips) != len(questions):
             raise UsageError(f"{len(questions)} questions but {len(clips)} clips: give one clip for all, or one each")
@@ -195,8 +199,8 @@ class LoadedModel:
         else:
             samples, rate = clip if isinstance(clip, tuple) else (clip, frontend.sample_rate)
             wave = np.asarray(samples, np.float32)
-            if wave.ndim != 1 or not np.isfinite(wave).all():
-                raise AudioError(f"samples of shape {wave.shape}: expected finite numbers [n], one channel")
+            if wave.ndim != 1 or not wave.size or not np.isfinite(wave).all():
+                raise AudioError(f"samples of shape {wave.shape}: expected finite numbers [n], one channel, n > 0")
             wave = wave if rate == frontend.sample_rate else resample(wave, rate, frontend.sample_rate)
         name = clip if isinstance(clip, str | Path) else "samples"
         if len(wave) < FRAME_SECONDS * frontend.sample_rate:

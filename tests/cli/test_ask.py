@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -54,6 +55,16 @@ def test_the_answer_alone_is_on_stdout(trained, model, clips, capsys):
     assert ask(trained, "--audio", clips / "a.wav", QUESTION, *DRAWN) == 0
     out, err = capsys.readouterr()
     assert (out, err) == (model.generate(QUESTION, clips / "a.wav", **DRAW) + "\n", "")
+
+
+def test_a_silent_clip_is_answered_and_named(loaded, trained, model, tmp_path, capsys):
+    clip = tmp_path / "silent.wav"
+    write_audio(clip, np.zeros(16000), 16000)
+    assert ask(trained, "--audio", clip, *DRAWN, QUESTION) == 0
+    out, err = capsys.readouterr()
+    assert out == f"{model.generate(QUESTION, clip, **DRAW)}\n"
+    assert err == f"alm: note: {clip}: silent, every sample is zero: give a clip with sound\n"
+    assert logging.getLogger("alm_jax").handlers == []
 
 
 def test_options_reach_the_answer(loaded, trained, model, monkeypatch, capsys):
