@@ -219,7 +219,8 @@ class Trainer:
                     break
                 waiting = time.monotonic()
         if self._bad:
-            self.session.progress.say(f"stage {self.stage.name}: {self._bad} bad rows were left out of the loss")
+            rows = "1 bad row was" if self._bad == 1 else f"{self._bad} bad rows were"
+            self.session.progress.say(f"stage {self.stage.name}: {rows} left out of the loss")
         return StageResult(self.stage.name, done, self.total, self._loss, self._validation_loss)
 
     def _look_after(self, state: TrainState, done: int, evaluate: Callable | None, stop: bool) -> None:
