@@ -35,9 +35,9 @@ class Plan:
     topology: Annotated[str, tyro.conf.arg(metavar="TOPOLOGY")]
     """the slice: v5e:4x4, v5p:2x2x4, ..."""
     stage: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME")] = ()
-    """only this stage (may be repeated)"""
+    """only this stage"""
     set: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="PATH=VALUE")] = ()
-    """change a value of the config (may be repeated)"""
+    """change a value of the config"""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """print one JSON object, sizes in bytes"""
 

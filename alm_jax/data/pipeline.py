@@ -138,7 +138,7 @@ class DataPipeline:
         try:
             for loaded in iterator:
                 for message in loaded.bad:
-                    _log.warning("step %d: bad row left out: %s", loaded.step, message)
+                    _log.warning("step %d: bad row left out: %s", loaded.step + 1, message)  # as metrics count them
                 seen, bad = seen + loaded.batch.shape[0], bad + len(loaded.bad)
                 if bad > spec.max_bad_share * max(seen, min(_BAD_GRACE, self.plan.num_rows)):
                     raise DataError(

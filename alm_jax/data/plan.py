@@ -78,8 +78,12 @@ class DataSpec:
             raise ConfigError(f"buckets are {self.buckets}, expected ascending row lengths")
         if any(source.repeat < 1 for source in self.sources):
             raise ConfigError("a source's repeat is below 1")
-        if self.workers < 0 or not 0 <= self.max_bad_share <= 1:
-            raise ConfigError(f"workers {self.workers} and max_bad_share {self.max_bad_share} are out of range")
+        if not self.sources:
+            raise ConfigError("sources is empty, expected at least one")
+        if self.workers < 0 or self.seed < 0:
+            raise ConfigError(f"workers is {self.workers}, seed {self.seed}; expected 0 or more of each")
+        if not 0 <= self.max_bad_share <= 1:
+            raise ConfigError(f"max_bad_share is {self.max_bad_share}, expected 0 to 1")
 
 
 @dataclass(frozen=True)

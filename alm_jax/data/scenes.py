@@ -37,7 +37,8 @@ class SceneConfig:
     """How scenes are composed; (low, high) pairs are drawn from uniformly, both ends included.
 
     Attributes:
-      seconds, sample_rate: of a scene.
+      seconds: length of a scene.
+      sample_rate: of a scene, in Hz.
       sounds: how many different labels; fewer if they do not fit.
       repeats: how often each of them is heard, by one clip at one level; fewer if they do not fit.
       max_events: the most that is heard in all.
@@ -46,8 +47,9 @@ class SceneConfig:
       overlap: how probable it is that an event begins before the previous one, of another label, has ended.
       max_overlap: the longest overlap as a share of the shorter event.
       gain_db: level of a sound.
-      lowpass, cutoff_hz: how probable a low-pass filter is for a sound, and its cut-off. Clips that were recorded at a
-        low rate have an empty upper band, which would give away where they come from; filters make it common.
+      lowpass: how probable a low-pass filter is for a sound. Clips that were recorded at a low rate have an empty upper
+        band, which would give away where they come from; filters make it common.
+      cutoff_hz: where the filter cuts off.
       speed: how fast a clip is played, pitch and all: few recordings of a label come to stand for others of it.
       fade: fade in and out of each event, in seconds.
       background: what is drawn from for the background: colours of noise (`NOISES`) and labels of clips, which are

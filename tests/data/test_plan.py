@@ -101,7 +101,10 @@ def test_millions_of_rows():
         ({"buckets": ()}, "ascending"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"sources": (Source("a", repeat=0),)}, "repeat"),
-        ({"workers": -1}, "workers -1"),
+        ({"sources": ()}, "sources is empty"),
+        ({"workers": -1}, "workers is -1"),
+        ({"seed": -1}, "seed -1"),
+        ({"max_bad_share": 2.0}, "max_bad_share is 2.0, expected 0 to 1"),
     ],
 )
 def test_wrong_specs(change, message):
