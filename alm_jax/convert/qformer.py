@@ -1,20 +1,38 @@
-"""APT's Q-Former, named as BLIP-2's (official `Qformer.py`, `lam_qformer.py`, `lam_vicuna_instruct.py`)."""
+"""Q-Formers: APT's, named as BLIP-2's (official `Qformer.py`, `lam_qformer.py`, `lam_vicuna_instruct.py`), and those of
+BLIP-2 and InstructBLIP in `transformers` and in LAVIS."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from alm_jax.convert.formats import TensorFile
 from alm_jax.convert.rules import LINEAR, SCALAR, TABLE, VECTOR, Rearrange, Rule, Table, each
-from alm_jax.convert.sizes import count, heads_of, number, settings_of, shape_of
+from alm_jax.convert.sizes import count, from_settings, heads_of, number, settings_of, shape_of
 from alm_jax.models.aligners.qformer import PretrainingConfig, QFormerConfig
 
 _HEAD_WIDTH = 64  # of every published BERT, where nothing tells it
 _WORDS = "Qformer.cls.predictions."
 
+_SETTINGS = {
+    "dim": "encoder_hidden_size",
+    "hidden": "hidden_size",
+    "depth": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "mlp_dim": "intermediate_size",
+    "cross_every": "cross_attention_frequency",
+    "vocab_size": "vocab_size",
+    "positions": "max_position_embeddings",
+    "norm_eps": "layer_norm_eps",
+}
+
 # Of a block, but for attention: ours, theirs.
-_FEED_FORWARD = {
+_TEXT_FEED_FORWARD = {
     "mlp.up": "intermediate.dense",
     "mlp.down": "output.dense",
     "mlp_norm": "output.LayerNorm",
+}
+_QUERY_FEED_FORWARD = {
     "query_mlp.up": "intermediate_query.dense",
     "query_mlp.down": "output_query.dense",
     "query_mlp_norm": "output_query.LayerNorm",
@@ -23,12 +41,15 @@ _FEED_FORWARD = {
 _HEADS = {"audio_proj": "audio_proj", "text_proj": "text_proj", "match": "itm_head"}
 
 
-def official(config: QFormerConfig) -> Table:
-    """`query_tokens`, `ln_audio`, `Qformer.bert.*`, and what the config has of `llm_proj` and the alignment stage."""
+def official(config: QFormerConfig, norm: str = "ln_audio") -> Table:
+    """`query_tokens`, `ln_audio`, `Qformer.bert.*`, and what the config has of `llm_proj` and the alignment stage.
+
+    `norm` is what the norm of the features is called: `ln_vision` in LAVIS's BLIP-2 and InstructBLIP.
+    """
     table = Table(
         rules=(
-            *_transformer(config, "Qformer.bert.", attention="self", norm="LayerNorm"),
-            *_pair("audio_norm", "ln_audio"),
+            *_transformer(config, "Qformer.bert.", attention="self", norm="embeddings.LayerNorm"),
+            *_pair("audio_norm", norm),
             *(() if config.out_dim is None else _pair("proj", "llm_proj")),
         ),
         dead=("Qformer.bert.embeddings.position_ids",),
@@ -36,11 +57,13 @@ def official(config: QFormerConfig) -> Table:
     return table + (_no_heads() if config.pretraining is None else _heads())
 
 
-def instructblip(config: QFormerConfig) -> Table:
-    """The same part of `transformers`' `InstructBlipForConditionalGeneration`, whose features are an image's."""
+def hf(config: QFormerConfig) -> Table:
+    """The same part of `InstructBlipForConditionalGeneration` of `transformers`, whose features are an image's, and of
+    `Blip2ForConditionalGeneration` if the Q-Former reads no text."""
+    norm = "embeddings.layernorm" if config.reads_text else "layernorm"
     return Table(
         rules=(
-            *_transformer(config, "qformer.", attention="attention", norm="layernorm"),
+            *_transformer(config, "qformer.", attention="attention", norm=norm),
             *_pair("audio_norm", "vision_model.post_layernorm"),
             *_pair("proj", "language_projection"),
         )
@@ -55,13 +78,19 @@ def _transformer(config: QFormerConfig, prefix: str, *, attention: str, norm: st
         inner = {f"{path}.{name[0]}": f"{key}.{attention}.{name}" for name in ("query", "key", "value")}
         return inner | {f"{path}.o": f"{key}.output.dense"}
 
-    block = reads("attn", "attention") | {"attn_norm": "attention.output.LayerNorm"} | _FEED_FORWARD
+    block = reads("attn", "attention") | {"attn_norm": "attention.output.LayerNorm"} | _QUERY_FEED_FORWARD
     cross = reads("attn", "crossattention") | {"norm": "crossattention.output.LayerNorm"}
+    text: tuple[Rule, ...] = ()
+    if config.reads_text:
+        block |= _TEXT_FEED_FORWARD
+        text = (
+            Rule("embed.embedding", prefix + "embeddings.word_embeddings.weight", TABLE),
+            Rule("pos_embed", prefix + "embeddings.position_embeddings.weight", TABLE),
+        )
     return (
         Rule("queries", "query_tokens", Rearrange("1 n d -> n d")),
-        Rule("embed.embedding", prefix + "embeddings.word_embeddings.weight", TABLE),
-        Rule("pos_embed", prefix + "embeddings.position_embeddings.weight", TABLE),
-        *_pair("norm", f"{prefix}embeddings.{norm}"),
+        *text,
+        *_pair("norm", prefix + norm),
         *_stacked("blocks.", layer, block, range(config.depth)),
         *_stacked("cross.", layer, cross, range(0, config.depth, config.cross_every)),
     )
@@ -100,6 +129,18 @@ def _stacked(path: str, pattern: str, names: dict[str, str], layers: range) -> t
 
 def _weight(path: str, keys: str | tuple[str, ...]) -> Rule:
     return Rule(f"{path}.scale", keys, VECTOR) if path.endswith("norm") else Rule(f"{path}.kernel", keys, LINEAR)
+
+
+def from_hf_config(settings: Mapping[str, Any], **others: Any) -> QFormerConfig:
+    """The Q-Former that `qformer_config` of `transformers` describes (`InstructBlipQFormerConfig`,
+    `Blip2QFormerConfig`); `others` are fields that it does not hold.
+
+    Raises:
+        CheckpointError: settings are missing or have no counterpart; all are listed.
+    """
+    told = from_settings(settings, _SETTINGS, {"hidden_act": "gelu"})
+    reads_text = settings.get("model_type") == "instructblip_qformer" or settings.get("use_qformer_text_input", False)
+    return QFormerConfig(**told, reads_text=reads_text, **others)
 
 
 def sizes(file: TensorFile) -> QFormerConfig:

@@ -1,6 +1,6 @@
 """The contract between data and models: parts, a system's layout of them, rows and batches.
 
-An example is a list of parts, text or audio. A system's `Layout` is a value that says how parts become one row of
+An example is a list of parts: text, audio, images. A system's `Layout` is a value that says how parts become one row of
 decoder positions; `Batch` is what a training or generation step takes. All shapes are fixed (lengths come in buckets),
 all indices are data, so that assembling audio and text into one sequence is a single gather.
 """
@@ -32,7 +32,16 @@ class Audio:
     clip: int = 0
 
 
-Part = Text | Audio
+@dataclass(frozen=True)
+class Image:
+    """The place where the example's picture (or frame of a video) number `image` is seen; `prompt` is what its aligner
+    reads with it, None for the text that follows."""
+
+    image: int = 0
+    prompt: str | None = None
+
+
+Part = Text | Audio | Image
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,7 @@ class Layout:
 
     Attributes:
         bos: `after_audio` puts BOS between leading audio and text (LTU: `[audio][bos][text]`); `first` opens the row
-            with it (MATS, APT).
+            with it (MATS, APT); `after_images` puts it behind leading images (APT-BLIP-2).
         indicators: number of learnt vectors written before each clip (APT's `[AUDIO]` is one).
         eos: whether a row that ends in learnt text ends in EOS.
         max_text_tokens: text tokens a row may hold, BOS counted and audio not; longer text is cut (LTU's cutoff_len).
@@ -56,7 +65,7 @@ class Layout:
             at its beginning; 0 for aligners that read none.
     """
 
-    bos: Literal["first", "after_audio"] = "first"
+    bos: Literal["first", "after_audio", "after_images"] = "first"
     indicators: int = 0
     eos: bool = True
     max_text_tokens: int = 512
@@ -75,7 +84,8 @@ class Row:
 
     `targets[i]` is the token that position `i` predicts, counted with `loss_weight[i]` (0 or 1).
     `audio_index[i]` points into the row's flattened slots x tokens, -1 for text; `indicator_index` likewise.
-    `aligner_text` holds the ids that the aligner reads with each slot, if it reads any.
+    `aligner_text` holds the ids that the aligner reads with each slot, if it reads any. `image_index`, `images` and
+    `image_text` are the same of images, of which each is one slot; None and empty in a row that sees none.
     """
 
     tokens: np.ndarray
@@ -86,6 +96,9 @@ class Row:
     penalty_mask: np.ndarray
     clips: tuple[int, ...] = ()
     aligner_text: tuple[tuple[int, ...], ...] = ()
+    image_index: np.ndarray | None = None
+    images: tuple[int, ...] = ()
+    image_text: tuple[tuple[int, ...], ...] = ()
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -109,6 +122,9 @@ class Batch:
             hears anything.
         audio_clip: int32 [B, A] which clip of the row a slot belongs to, -1 for an empty slot.
         aligner_tokens, aligner_mask: int32 and bool [B, A, La] for aligners that read text, else None.
+        image: float [B, I, H, W, 3] one front-end image a slot; None if no row sees anything.
+        image_index: int32 [B, L] into the row's I*T aligner tokens of images, -1 for none; None without images.
+        image_tokens, image_mask: as `aligner_tokens` and `aligner_mask`, [B, I, Li].
     """
 
     tokens: Array
@@ -124,6 +140,10 @@ class Batch:
     audio_clip: Array | None = None
     aligner_tokens: Array | None = None
     aligner_mask: Array | None = None
+    image: Array | None = None
+    image_index: Array | None = None
+    image_tokens: Array | None = None
+    image_mask: Array | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -141,15 +161,16 @@ def collate(
     length: int,
     *,
     slots: int,
+    images: int = 0,
     pad: Literal["right", "left"] = "right",
     aligner_length: int | None = None,
 ) -> Batch:
-    """Stack rows into the text half of a `Batch`; `audio` is added by whoever loads it.
+    """Stack rows into the text half of a `Batch`; `audio` and `image` are added by whoever loads them.
 
     Args:
         rows: B rows, none longer than `length`.
         length: L.
-        slots: A, audio slots a row (0: no audio at all).
+        slots: A, audio slots a row (0: no audio at all). images: I, likewise.
         aligner_length: La; None: as the rows' texts need, and no texts if no row has one.
         pad: `right` for training; `left` aligns the last prompt token of all rows to one cache slot for generation.
 
@@ -162,7 +183,7 @@ def collate(
         "audio_index": -1,
         "indicator_index": -1,
         "penalty_mask": False,
-    }
+    } | ({"image_index": -1} if images else {})
     dtypes = {"loss_weight": np.float32, "penalty_mask": np.bool_}
     columns = {n: np.full((len(rows), length), f, dtypes.get(n, np.int32)) for n, f in fills.items()}
     segments, positions = np.zeros((2, len(rows), length), np.int32)
@@ -172,7 +193,8 @@ def collate(
             raise ValueError(f"row of {len(row)} positions in a batch of {length}")
         place = slice(0, len(row)) if pad == "right" else slice(length - len(row), length)
         for name, column in columns.items():
-            column[b, place] = getattr(row, name)
+            if (values := getattr(row, name)) is not None:
+                column[b, place] = values
         segments[b, place] = 1
         positions[b, place] = np.arange(len(row))
         clips[b, : len(row.clips)] = row.clips
@@ -181,21 +203,24 @@ def collate(
         q_segment_ids=segments,
         kv_segment_ids=segments.copy(),
         audio_clip=clips if slots else None,
-        **_aligner_texts(rows, slots, aligner_length),
+        **_texts("aligner", [row.aligner_text for row in rows], slots, aligner_length),
+        **_texts("image", [row.image_text for row in rows], images),
         **columns,
     )
 
 
-def _aligner_texts(rows: list[Row], slots: int, length: int | None) -> dict[str, np.ndarray]:
-    """`aligner_tokens` and `aligner_mask` of a batch, if any row has texts for an aligner or their length is given."""
+def _texts(
+    name: str, texts: list[tuple[tuple[int, ...], ...]], slots: int, length: int | None = None
+) -> dict[str, np.ndarray]:
+    """`{name}_tokens` and `{name}_mask` [B, slots, length] of the texts that an aligner reads with each row's slots."""
     if length is None:
-        longest = max((len(text) for row in rows for text in row.aligner_text), default=0)
+        longest = max((len(text) for row in texts for text in row), default=0)
         length = -(-longest // _ALIGNER_BUCKET) * _ALIGNER_BUCKET
     if not length or not slots:
         return {}
-    tokens, mask = np.zeros((len(rows), slots, length), np.int32), np.zeros((len(rows), slots, length), bool)
-    for b, row in enumerate(rows):
-        for slot, text in enumerate(row.aligner_text):
+    tokens, mask = np.zeros((len(texts), slots, length), np.int32), np.zeros((len(texts), slots, length), bool)
+    for b, row in enumerate(texts):
+        for slot, text in enumerate(row):
             tokens[b, slot, : len(text)] = text
             mask[b, slot, : len(text)] = True
-    return {"aligner_tokens": tokens, "aligner_mask": mask}
+    return {f"{name}_tokens": tokens, f"{name}_mask": mask}

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from alm_jax.core.sequence import Audio, Layout, Part, Row, Text
+from alm_jax.core.sequence import Audio, Image, Layout, Part, Row, Text
 from alm_jax.data.tokenizer import Tokenizer
 
 
@@ -23,12 +23,12 @@ class Tokens(NamedTuple):
     Attributes:
         ids: its ids, BOS and EOS included.
         learn: which of them are learnt (what official code calls labels; False = -100).
-        heard: (number of ids before it, clip) for each audio part.
+        placed: (number of ids before it, part) for each clip and image.
     """
 
     ids: list[int]
     learn: list[bool]
-    heard: list[tuple[int, int]]
+    placed: list[tuple[int, Audio | Image]]
 
 
 def tokenize(parts: Sequence[Part], layout: Layout, tokenizer: Tokenizer) -> Tokens:
@@ -50,40 +50,48 @@ def lay_out(
     tokenizer: Tokenizer,
     *,
     audio_tokens: int,
+    image_tokens: int = 0,
     slots: Sequence[int] | None = None,
     aligner_tokenizer: Tokenizer | None = None,
 ) -> Row:
     """The row of an example.
 
     Args:
-        parts: text and audio in the order in which they are read.
-        audio_tokens: T, the aligner's tokens a slot.
+        parts: text, audio and images in the order in which they are read.
+        audio_tokens: T, the aligner's tokens a slot. image_tokens: likewise, of an image.
         slots: number of slots that each clip takes, by clip number; None: one each.
         aligner_tokenizer: of an aligner that reads text (`layout.aligner_text_tokens`).
 
     A position learns to predict the next id where that id is learnt; BOS itself is never predicted.
     """
     text = tokenize(parts, layout, tokenizer)
-    cells: list[tuple[int, int, int, int]] = []  # token, learnt, audio index, indicator index
+    cells: list[tuple[int, int, int, int, int]] = []  # token, learnt, audio index, indicator index, image index
     clips: list[int] = []
+    images: list[int] = []
     read = _aligner_texts(parts, layout, aligner_tokenizer)
     aligner_text: list[tuple[int, ...]] = []
+    image_text: list[tuple[int, ...]] = []
     done = 0
-    for before, clip in [*text.heard, (len(text.ids), None)]:
-        cells += [(i, learn, -1, -1) for i, learn in zip(text.ids[done:before], text.learn[done:before])]
+    for before, part in [*text.placed, (len(text.ids), None)]:
+        cells += [(i, learn, -1, -1, -1) for i, learn in zip(text.ids[done:before], text.learn[done:before])]
         done = before
-        if clip is None:
-            break
-        count = 1 if slots is None else slots[clip]
-        if clip not in clips:  # one that is heard again takes no further slots
-            clips += [clip] * count
-            aligner_text += [read[clip]] * count if read else []
-        start = clips.index(clip) * audio_tokens
-        cells += [(0, False, -1, i) for i in range(layout.indicators)]
-        cells += [(0, False, i, -1) for i in range(start, start + count * audio_tokens)]
+        if isinstance(part, Image):
+            if part.image not in images:
+                images.append(part.image)
+                image_text += [read[part]] if read else []
+            start = images.index(part.image) * image_tokens
+            cells += [(0, False, -1, -1, i) for i in range(start, start + image_tokens)]
+        elif isinstance(part, Audio):
+            count = 1 if slots is None else slots[part.clip]
+            if part.clip not in clips:  # one that is heard again takes no further slots
+                clips += [part.clip] * count
+                aligner_text += [read[part]] * count if read else []
+            start = clips.index(part.clip) * audio_tokens
+            cells += [(0, False, -1, i, -1) for i in range(layout.indicators)]
+            cells += [(0, False, i, -1, -1) for i in range(start, start + count * audio_tokens)]
 
-    tokens, learnt, audio, indicator = np.array(cells, np.int32).reshape(-1, 4).T.copy()
-    is_text = (audio < 0) & (indicator < 0)
+    tokens, learnt, audio, indicator, image = np.array(cells, np.int32).reshape(-1, 5).T.copy()
+    is_text = (audio < 0) & (indicator < 0) & (image < 0)
     if _opening(layout, tokenizer) and is_text.any():
         learnt[is_text.argmax()] = 0
     return Row(
@@ -95,6 +103,9 @@ def lay_out(
         penalty_mask=is_text & layout.penalize_prompt,
         clips=tuple(clips),
         aligner_text=tuple(aligner_text),
+        image_index=image if images else None,
+        images=tuple(images),
+        image_text=tuple(image_text),
     )
 
 
@@ -104,6 +115,7 @@ def lay_out_prompt(
     tokenizer: Tokenizer,
     *,
     audio_tokens: int,
+    image_tokens: int = 0,
     slots: Sequence[int] | None = None,
     aligner_tokenizer: Tokenizer | None = None,
 ) -> Row:
@@ -112,14 +124,20 @@ def lay_out_prompt(
     while parts and isinstance(parts[-1], Text) and parts[-1].loss:
         parts.pop()
     layout = replace(layout, eos=False, max_text_tokens=sys.maxsize)
-    options = {"audio_tokens": audio_tokens, "slots": slots, "aligner_tokenizer": aligner_tokenizer}
-    return lay_out(parts, layout, tokenizer, **options)
+    options = {"audio_tokens": audio_tokens, "image_tokens": image_tokens, "slots": slots}
+    return lay_out(parts, layout, tokenizer, **options, aligner_tokenizer=aligner_tokenizer)
 
 
 def row_lengths(
-    examples: Iterable[Sequence[Part]], layout: Layout, tokenizer: Tokenizer, *, audio_tokens: int
+    examples: Iterable[Sequence[Part]],
+    layout: Layout,
+    tokenizer: Tokenizer,
+    *,
+    audio_tokens: int,
+    image_tokens: int = 0,
 ) -> np.ndarray:
     """int32 [n]: `len(lay_out(parts, ...))` of many examples (one slot a clip), tokenized on all cores."""
+    room = {Audio: layout.indicators + audio_tokens, Image: image_tokens}
     layout = replace(layout, loss_on="all")  # labels do not change lengths, and cost a second tokenizing
     grouped = [_groups(parts, layout) for parts in examples]
     runs = tokenizer.encode_batch([_text(g) for groups in grouped for g in groups if isinstance(g, list)])
@@ -127,7 +145,7 @@ def row_lengths(
     for i, groups in enumerate(grouped):
         count = sum(isinstance(g, list) for g in groups)
         tokens = _assemble(groups, runs[at : at + count], layout, tokenizer)
-        lengths[i] = len(tokens.ids) + len(tokens.heard) * (layout.indicators + audio_tokens)
+        lengths[i] = len(tokens.ids) + sum(room[type(part)] for _, part in tokens.placed)
         at += count
     return lengths
 
@@ -138,27 +156,31 @@ def _opening(layout: Layout, tokenizer: Tokenizer) -> list[int]:
     return [] if opening is None else [opening]
 
 
-def _aligner_texts(parts: Sequence[Part], layout: Layout, tokenizer: Tokenizer | None) -> dict[int, tuple[int, ...]]:
-    """What an aligner reads with each clip, by clip number: the text, not to be learnt, that follows next."""
+def _aligner_texts(
+    parts: Sequence[Part], layout: Layout, tokenizer: Tokenizer | None
+) -> dict[Audio | Image, tuple[int, ...]]:
+    """What an aligner reads with each clip and image: the text, not to be learnt, that follows next, or its own."""
     if not layout.aligner_text_tokens or tokenizer is None:
         return {}
-    texts: dict[int, str] = {}
+    texts: dict[Audio | Image, str] = {}
     following = ""
     for part in reversed(parts):
-        if isinstance(part, Audio):
-            texts[part.clip] = following
+        if isinstance(part, Image):
+            texts[part] = following if part.prompt is None else part.prompt
+        elif isinstance(part, Audio):
+            texts[part] = following
         elif not part.loss:
             following = part.text
     opening = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     room = layout.aligner_text_tokens - len(opening) - 1
-    ids = {clip: tokenizer.encode(text) for clip, text in texts.items()}
-    return {clip: (*opening, *run[max(0, len(run) - room) :], tokenizer.eos_id) for clip, run in ids.items()}
+    ids = {part: tokenizer.encode(text) for part, text in texts.items()}
+    return {part: (*opening, *run[max(0, len(run) - room) :], tokenizer.eos_id) for part, run in ids.items()}
 
 
-def _groups(parts: Sequence[Part], layout: Layout) -> list[Audio | list[Text]]:
-    groups: list[Audio | list[Text]] = []
+def _groups(parts: Sequence[Part], layout: Layout) -> list[Audio | Image | list[Text]]:
+    groups: list[Audio | Image | list[Text]] = []
     for part in parts:
-        if isinstance(part, Audio):
+        if not isinstance(part, Text):
             groups.append(part)
         elif groups and isinstance(groups[-1], list) and not layout.apart:
             groups[-1].append(part)
@@ -171,13 +193,15 @@ def _text(texts: list[Text]) -> str:
     return "".join(t.text for t in texts)
 
 
-def _assemble(groups: list[Audio | list[Text]], runs: list[list[int]], layout: Layout, tokenizer: Tokenizer) -> Tokens:
+def _assemble(
+    groups: list[Audio | Image | list[Text]], runs: list[list[int]], layout: Layout, tokenizer: Tokenizer
+) -> Tokens:
     """Put together the groups of one example; `runs` are the ids of its groups of text, in order."""
     learn_all = layout.loss_on == "all"
     bos = _opening(layout, tokenizer)
     ids: list[int] = []
     learn: list[bool] = []
-    heard: list[tuple[int, int]] = []
+    placed: list[tuple[int, Audio | Image]] = []
     runs_left = iter(runs)
     opened = False
 
@@ -185,12 +209,13 @@ def _assemble(groups: list[Audio | list[Text]], runs: list[list[int]], layout: L
         ids.extend(bos)
         learn.extend([learn_all] * len(bos))
 
+    before = {"first": (), "after_images": Image, "after_audio": (Audio, Image)}[layout.bos]
     for group in groups:
-        if not opened and (layout.bos == "first" or isinstance(group, list)):
+        if not opened and not isinstance(group, before):
             open_text()
             opened = True
-        if isinstance(group, Audio):
-            heard.append((len(ids), group.clip))
+        if not isinstance(group, list):
+            placed.append((len(ids), group))
             continue
         run = next(runs_left)
         if layout.apart:
@@ -207,7 +232,7 @@ def _assemble(groups: list[Audio | list[Text]], runs: list[list[int]], layout: L
     if layout.eos and ends_learnt and room and ids[-1:] != [tokenizer.eos_id]:
         ids.append(tokenizer.eos_id)
         learn.append(True)
-    return Tokens(ids, learn, heard)
+    return Tokens(ids, learn, placed)
 
 
 def _cut(run: list[int], text: Text, layout: Layout) -> list[int]:

@@ -25,6 +25,7 @@ from alm_jax.models.encoders.cav_mae import CavMaeConfig
 from alm_jax.models.encoders.whisper import WhisperConfig
 from alm_jax.models.features import AlignerText, Features
 from alm_jax.models.registry import module_of
+from alm_jax.models.vision import Vision, VisionConfig
 
 FrontendConfig = KaldiFbank | WhisperLogMel
 EncoderConfig = CavMaeConfig | WhisperConfig | AudioMaeConfig
@@ -43,6 +44,7 @@ class AlmConfig:
         taps: encoder layers that the aligner reads (`Whisper.__call__`); None for the encoder's own output.
         pool: encoder steps averaged into one before the aligner.
         indicators: learnt vectors that a layout may place before a clip (APT's `[AUDIO]`).
+        vision: what turns images into tokens of the same decoder, or None.
     """
 
     frontend: FrontendConfig
@@ -52,17 +54,28 @@ class AlmConfig:
     taps: tuple[int, ...] | None = None
     pool: int = 1
     indicators: int = 0
+    vision: VisionConfig | None = None
 
     def __post_init__(self):
         if self.decoder is not None and self.aligner.out_dim != self.decoder.dim:
             raise ConfigError(f"aligner.out_dim {self.aligner.out_dim} differs from decoder.dim {self.decoder.dim}")
         if self.encoder is not None and self.encoder.dim != self.aligner.dim:
             raise ConfigError(f"aligner.dim {self.aligner.dim} differs from encoder.dim {self.encoder.dim}")
+        if self.vision is not None and (self.decoder is None or self.vision.aligner.out_dim != self.decoder.dim):
+            raise ConfigError(
+                f"vision.aligner.out_dim {self.vision.aligner.out_dim} differs from "
+                f"decoder.dim {self.decoder and self.decoder.dim}"
+            )
 
     @property
     def audio_tokens(self) -> int:
         """Aligner tokens of one slot."""
         return self.aligner.tokens
+
+    @property
+    def image_tokens(self) -> int:
+        """Aligner tokens of one image."""
+        return 0 if self.vision is None else self.vision.aligner.tokens
 
     @property
     def audio_shape(self) -> tuple[int, ...]:
@@ -81,6 +94,7 @@ class AudioLanguageModel(nnx.Module):
         if config.indicators and config.decoder is not None:
             shape = (config.indicators, config.decoder.dim)
             self.indicators = init.normal(keys[3], shape, (ax.POSITION, ax.EMBED))
+        self.vision = None if config.vision is None else Vision(config.vision, jax.random.fold_in(key, len(keys)))
         self.config = config
 
     def encode(self, audio: jax.Array) -> Features:
@@ -103,12 +117,20 @@ class AudioLanguageModel(nnx.Module):
         text = None if batch.aligner_tokens is None else AlignerText(batch.aligner_tokens, batch.aligner_mask)
         return self.audio_tokens(batch.audio.astype(dtype), text, key)
 
+    def seen(self, batch: Batch, dtype: jnp.dtype = jnp.float32, key: jax.Array | None = None) -> jax.Array:
+        """The aligner tokens [B, I * T, D] of a batch with images."""
+        text = None if batch.image_tokens is None else AlignerText(batch.image_tokens, batch.image_mask)
+        return self.vision(batch.image.astype(dtype), text, key)
+
     def embed(self, batch: Batch, dtype: jnp.dtype = jnp.float32, key: jax.Array | None = None) -> jax.Array:
         """Decoder input [B, L, D] in `dtype`: text, aligner tokens and indicators, each where its index says."""
         x = self.decoder.embed(batch.tokens, dtype)
         if batch.audio is not None:
             audio = self.heard(batch, dtype, key)
             x = _place(x, batch.audio_index, jnp.take_along_axis(audio, _at(batch.audio_index), axis=1))
+        if batch.image is not None:
+            images = self.seen(batch, dtype, None if key is None else jax.random.fold_in(key, 1))
+            x = _place(x, batch.image_index, jnp.take_along_axis(images, _at(batch.image_index), axis=1))
         if self.config.indicators:
             x = _place(x, batch.indicator_index, self.indicators[...].astype(dtype)[_at(batch.indicator_index)[..., 0]])
         return constrain(x, ax.BATCH, ax.LENGTH, None)

@@ -37,3 +37,7 @@ class KVCache:
             jax.lax.dynamic_update_slice(self.v, v, at),
             jax.lax.dynamic_update_slice(self.segment_ids, segment_ids, (0, index)),
         )
+
+    def repeat(self, times: int) -> KVCache:
+        """The cache of `times` copies of every row, side by side."""
+        return KVCache(*(jnp.repeat(x, times, axis) for x, axis in ((self.k, 1), (self.v, 1), (self.segment_ids, 0))))

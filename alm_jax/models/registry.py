@@ -42,6 +42,7 @@ MODELS = {"whisper_seq2seq": (WhisperSeq2SeqConfig, WhisperSeq2Seq)}  # whole mo
 def _roberta(**sizes: int) -> BertConfig:
     return BertConfig(vocab_size=50265, positions=514, position_offset=2, token_types=1, norm_eps=1e-5, **sizes)
 
+_BLIP = {"dim": 1408, "steps": 257, "hidden": 768, "depth": 12, "heads": 12, "mlp_dim": 3072}  # over EVA's ViT-g
 
 CONFIGS: dict[str, Any] = {
     "cav_mae": CavMaeConfig(),
@@ -57,6 +58,8 @@ CONFIGS: dict[str, Any] = {
     "pooled_linear": PooledLinearConfig(),
     "tltr": TltrConfig(),
     "qformer": QFormerConfig(),
+    "blip2_qformer": QFormerConfig(**_BLIP, reads_text=False),
+    "instructblip_qformer": QFormerConfig(**_BLIP),
     "qformer_pretraining": PretrainingConfig(),
     **LLAMAS,
     "gpt2": Gpt2Config(),

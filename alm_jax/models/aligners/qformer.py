@@ -44,7 +44,8 @@ class QFormerConfig:
         steps: encoder steps a slot (any number is read).
         queries: tokens a slot becomes.
         hidden, depth, heads, mlp_dim, norm_eps: of the transformer.
-        cross_every: blocks 0, n, 2n, ... read the features.
+        cross_every: blocks 0, n, 2n, ... read the features. feature_norm_eps: of the norm before them.
+        reads_text: whether there is a text beside the queries; BLIP-2's Q-Former has none, InstructBLIP's and APT's do.
         vocab_size, positions: of the text; BERT's vocabulary and `[DEC]`, which opens a text to be generated.
         dropout: on embeddings and on what each sublayer adds (official BERT drops attention weights as well).
         pretraining: heads of the alignment stage, or None.
@@ -60,6 +61,8 @@ class QFormerConfig:
     heads: int = 4
     mlp_dim: int = 1024
     cross_every: int = 2
+    feature_norm_eps: float = 1e-5
+    reads_text: bool = True
     vocab_size: int = 30523
     positions: int = 512
     norm_eps: float = 1e-12
@@ -90,7 +93,8 @@ class QFormerBlock(nnx.Module):
         keys = jax.random.split(key, 3)
         self.attn = Attention(c.hidden, c.heads, keys[0])
         self.attn_norm = LayerNorm(c.hidden, c.norm_eps)
-        self.mlp, self.mlp_norm = Mlp(c.hidden, c.mlp_dim, keys[1]), LayerNorm(c.hidden, c.norm_eps)
+        self.mlp = Mlp(c.hidden, c.mlp_dim, keys[1]) if c.reads_text else None
+        self.mlp_norm = LayerNorm(c.hidden, c.norm_eps) if c.reads_text else None
         self.query_mlp, self.query_mlp_norm = Mlp(c.hidden, c.mlp_dim, keys[2]), LayerNorm(c.hidden, c.norm_eps)
         self.rate = c.dropout
 
@@ -103,7 +107,9 @@ class QFormerBlock(nnx.Module):
         if cross is not None:
             queries = cross(queries, audio, keys[1])
         queries = self.query_mlp_norm(queries + dropout(self.query_mlp(queries), self.rate, keys[2]))
-        return queries, self.mlp_norm(text + dropout(self.mlp(text), self.rate, keys[3]))
+        if self.mlp is not None:
+            text = self.mlp_norm(text + dropout(self.mlp(text), self.rate, keys[3]))
+        return queries, text
 
 
 class QFormerCross(nnx.Module):
@@ -150,10 +156,12 @@ class QFormer(nnx.Module):
 
     def __init__(self, config: QFormerConfig, key: jax.Array):
         c, keys = config, jax.random.split(key, 7)
-        self.audio_norm = LayerNorm(c.dim)
+        self.audio_norm = LayerNorm(c.dim, c.feature_norm_eps)
         self.queries = init.normal(keys[0], (c.queries, c.hidden), (ax.POSITION, ax.EMBED))
-        self.embed = Embed(c.vocab_size, c.hidden, keys[1])
-        self.pos_embed = init.normal(keys[2], (c.positions, c.hidden), (ax.POSITION, ax.EMBED))
+        self.embed = Embed(c.vocab_size, c.hidden, keys[1]) if c.reads_text else None
+        self.pos_embed = (
+            init.normal(keys[2], (c.positions, c.hidden), (ax.POSITION, ax.EMBED)) if c.reads_text else None
+        )
         self.norm = LayerNorm(c.hidden, c.norm_eps)
         self.blocks = stack.build(lambda k: QFormerBlock(c, k), keys[3], c.depth)
         self.cross = stack.build(lambda k: QFormerCross(c, k), keys[4], -(-c.depth // c.cross_every))
@@ -168,9 +176,11 @@ class QFormer(nnx.Module):
     def embeddings(self, audio: jax.Array, text: AlignerText, key: jax.Array | None = None):
         """Inputs of block 0: queries [B, Q, hidden], which have no positions, and text [B, L, hidden]."""
         c, dtype = self.config, audio.dtype
-        queries = jnp.broadcast_to(self.queries[...].astype(dtype), (audio.shape[0], c.queries, c.hidden))
-        words = self.embed(text.tokens, dtype) + self.pos_embed[...][: text.tokens.shape[1]].astype(dtype)
-        x = dropout(self.norm(jnp.concatenate([queries, words], axis=1)), c.dropout, key)
+        x = jnp.broadcast_to(self.queries[...].astype(dtype), (audio.shape[0], c.queries, c.hidden))
+        if c.reads_text:
+            words = self.embed(text.tokens, dtype) + self.pos_embed[...][: text.tokens.shape[1]].astype(dtype)
+            x = jnp.concatenate([x, words], axis=1)
+        x = dropout(self.norm(x), c.dropout, key)
         return x[:, : c.queries], x[:, c.queries :]
 
     def mask(self, text: AlignerText, mask: Mask) -> dict[str, Any]:
@@ -232,5 +242,7 @@ class QFormer(nnx.Module):
     ) -> tuple[jax.Array, jax.Array | None]:
         """Features, and the text that the queries are to listen for -> (tokens [B, queries, out_dim], None)."""
         audio = self.normalise(features)
-        queries, _ = self.outputs(audio, AlignerText.none(audio.shape[0]) if text is None else text, key=key)
+        if text is None or not self.config.reads_text:
+            text = AlignerText.none(audio.shape[0])
+        queries, _ = self.outputs(audio, text, key=key)
         return self.proj(queries), None

@@ -1,0 +1,1 @@
+"""Pictures and frames of videos, as image encoders see them."""
