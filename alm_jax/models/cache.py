@@ -7,6 +7,13 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+_BUCKET = 64  # cache sizes are rounded up to it, so that few decode steps are ever compiled
+
+
+def cache_slots(length: int) -> int:
+    """Slots of a cache for rows of `length` positions."""
+    return -(-length // _BUCKET) * _BUCKET
+
 
 @jax.tree_util.register_dataclass
 @dataclass
@@ -41,3 +48,7 @@ class KVCache:
     def repeat(self, times: int) -> KVCache:
         """The cache of `times` copies of every row, side by side."""
         return KVCache(*(jnp.repeat(x, times, axis) for x, axis in ((self.k, 1), (self.v, 1), (self.segment_ids, 0))))
+
+    def take(self, rows: jax.Array) -> KVCache:
+        """The cache of these rows int [R]."""
+        return KVCache(self.k[:, rows], self.v[:, rows], self.segment_ids[rows])
