@@ -17,6 +17,9 @@ _PEFT = "base_model.model."
 _PARALLEL = "module."
 _BASE = ".base_layer."
 _LORA = re.compile(r"\.(lora_[AB])(?:\.([^.]+))?\.weight$")
+_GAMMA = re.compile(r"LayerNorm\.(gamma|beta)$")
+_MODERN = {"gamma": "weight", "beta": "bias"}
+_TENSORFLOW = {modern: name for name, modern in _MODERN.items()}
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class Style:
         adapter: name that stands in LoRA keys inside a model (`lora_A.default.weight`); "" in adapter files.
         base_layer: weights that LoRA wraps are named `q_proj.base_layer.weight` (PEFT >= 0.6).
         tied: tensors that a tied model shares are written out under each name.
+        gamma: weight and bias of norms are named `LayerNorm.gamma` and `.beta`, as TensorFlow did (BERT as published).
     """
 
     prefix: str = ""
@@ -39,6 +43,7 @@ class Style:
     adapter: str = ""
     base_layer: bool = False
     tied: bool = False
+    gamma: bool = False
 
     def canonical(self, key: str) -> str:
         """Canonical name of a file's key."""
@@ -46,6 +51,8 @@ class Style:
         if self.peft is not None and key.startswith(self.peft + _PEFT):
             key = self.peft + key[len(self.peft + _PEFT) :]
         key = _LORA.sub(r".\1.weight", key)
+        if self.gamma:
+            key = _GAMMA.sub(lambda match: f"LayerNorm.{_MODERN[match[1]]}", key)
         return self.bare + (key.replace(_BASE, ".") if self.base_layer else key)
 
     def name(self, key: str, wrapped: Set[str] = frozenset()) -> str:
@@ -64,6 +71,8 @@ class Style:
             )
         key = key[len(self.bare) :]
         module, _, leaf = key.rpartition(".")
+        if self.gamma and module.endswith("LayerNorm"):
+            key = f"{module}.{_TENSORFLOW[leaf]}"
         if self.base_layer and self.bare + module in wrapped:
             key = f"{module}{_BASE}{leaf}"
         if self.adapter:
@@ -100,6 +109,7 @@ def style_of(keys: Collection[str], table: Table) -> Style:
         peft=roots[0] if roots else None,
         adapter=adapters[0] if adapters else "",
         base_layer=any(_BASE in key for key in keys),
+        gamma=any(_GAMMA.search(key) for key in keys),
     )
     known = {key for names in table.packs for key in names}
     stripped = [style.canonical(prefix + key) for key in keys]

@@ -1,6 +1,7 @@
 """Text encoders against `transformers` with random weights, in and out (`tests.convert.parity`)."""
 
 import json
+import re
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,10 +10,14 @@ import pytest
 from alm_jax.convert import bert
 from alm_jax.convert.hub import resolve
 from alm_jax.convert.layouts import LAYOUTS
+from alm_jax.convert.load import contents
+from alm_jax.convert.save import export
+from alm_jax.core import tree
 from alm_jax.core.errors import CheckpointError
 from alm_jax.infer.sentences import MINILM, load_sentence_encoder
 from alm_jax.models.text.bert import Bert, BertConfig, sentence_embedding
-from tests.convert.parity import SIMPLE, assert_close, check_pair, record, torch
+from tests.convert.dict_file import same_bits
+from tests.convert.parity import SIMPLE, assert_close, build, check_pair, record, state, torch
 
 pytestmark = pytest.mark.torch
 
@@ -102,6 +107,25 @@ def test_a_model_for_a_task(record_property):
         theirs_out=lambda model: model.bert(torch.tensor(IDS), torch.tensor(MASK)).last_hidden_state,
         flat=KEY_BIAS,
     )
+
+
+def test_bert_as_published():
+    """`google-bert/bert-base-uncased` names the parts of norms as TensorFlow did; the export names them so again."""
+    from transformers import BertConfig as Config
+    from transformers import BertForPreTraining
+
+    theirs = BertForPreTraining(Config(**SIZES))
+    config, tensors = bert.from_hf_config(settings(theirs)), state(theirs)
+    new = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+    published = {re.sub(r"LayerNorm\.\w+$", lambda match: new[match[0]], key): tensors[key] for key in tensors}
+    assert len(published.keys() - tensors.keys()) == 2 * (1 + 2 * 3 + 1)
+    table = LAYOUTS["bert_hf"].table(config)
+    style = contents(published, table).style
+    ours = tree.flatten(build(Bert, config, published, table))
+    back = dict(export(ours, table, style))
+    assert same_bits(back, {key: value for key, value in published.items() if key.startswith("bert.")})
+    modern = dict(export(ours, table))
+    assert same_bits(modern, {key: value for key, value in tensors.items() if key.startswith("bert.")})
 
 
 def test_sentence_embedding(record_property):
