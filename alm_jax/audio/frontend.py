@@ -1,7 +1,8 @@
 """Log-mel front ends: Kaldi's filterbank (LTU, AST, Audio-MAE), Whisper's, and librosa's in decibel (CLAP, PANNs).
 
-Each has two forms that agree within 5e-3: `numpy(wave)` for data workers, in float64 inside, and `jax(waves, lengths)`
-for the accelerator: batched, jit-able, every row as if it were cut to its own length.
+Each has two forms that agree within 5e-3 (in decibel 0.022, which is as much): `numpy(wave)` for data workers, in
+float64 inside, and `jax(waves, lengths)` for the accelerator: batched, jit-able, every row as if it were cut to its own
+length.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import numpy as np
 from jax import Array, lax, vmap
 from numpy.lib.stride_tricks import sliding_window_view
 
-from alm_jax.audio.mel import kaldi_mel_filters, slaney_mel_filters
+from alm_jax.audio.mel import htk_mel_filters, kaldi_mel_filters, slaney_mel_filters
 from alm_jax.audio.spectrum import frame, windowed_power
 from alm_jax.core.errors import AudioError, ConfigError
 
@@ -224,7 +225,7 @@ class WhisperLogMel:
 
 @dataclass(frozen=True)
 class LibrosaLogMel:
-    """Log-mel in decibel as librosa and `torchlibrosa` compute it: periodic Hann, Slaney filters, 10 log10, floor -100.
+    """Log-mel in decibel as librosa and `torchlibrosa` compute it: periodic Hann, power, 10 log10, floor -100.
 
     The clip is cut to its first `seconds` or filled up to them, and mirrored at both ends. With `seconds=None` it is
     taken as it is; one of at most `n_fft / 2` samples cannot be mirrored and has no rows. Both CLAPs draw the part of a
@@ -234,6 +235,7 @@ class LibrosaLogMel:
     Attributes:
         sample_rate: in Hz. filter_rate: for which the filters are computed, if it is another.
         n_fft, hop: in samples. low_freq, high_freq: edges of the filterbank in Hz.
+        mel_scale: Slaney's filters, of area 1, or HTK's, of peak 1 (LAION CLAP with fusion).
         padding: how a short clip is filled up: `repeat` until it is full, `repeatpad` as often as it fits whole and
             then with zeros, or `pad` with zeros.
     """
@@ -245,6 +247,7 @@ class LibrosaLogMel:
     num_mels: int = 64
     low_freq: float = 50.0
     high_freq: float = 14000.0
+    mel_scale: Literal["slaney", "htk"] = "slaney"
     seconds: float | None = 7.0
     padding: Literal["repeat", "repeatpad", "pad"] = "repeat"
 
@@ -257,6 +260,8 @@ class LibrosaLogMel:
                 f"low_freq, high_freq: {self.low_freq} to {self.high_freq} Hz is not inside 0 to "
                 f"{self.sample_rate / 2} Hz (Nyquist)"
             )
+        if self.mel_scale not in ("slaney", "htk"):
+            raise ConfigError(f"mel_scale: expected 'slaney' or 'htk', got {self.mel_scale!r}")
         if self.padding not in ("repeat", "repeatpad", "pad"):
             raise ConfigError(f"padding: expected 'repeat', 'repeatpad' or 'pad', got {self.padding!r}")
         if self.samples is not None and self.samples <= self.n_fft // 2:
@@ -324,8 +329,9 @@ class LibrosaLogMel:
 
     def filters(self) -> np.ndarray:
         """`[n_fft / 2 + 1, num_mels]` float64."""
+        make = slaney_mel_filters if self.mel_scale == "slaney" else htk_mel_filters
         rate = self.filter_rate or self.sample_rate
-        return slaney_mel_filters(self.num_mels, self.n_fft, rate, self.low_freq, self.high_freq)
+        return make(self.num_mels, self.n_fft, rate, self.low_freq, self.high_freq)
 
 
 def _reflected(waves: Array, lengths: Array, reach: int) -> Array:

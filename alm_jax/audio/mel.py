@@ -1,4 +1,4 @@
-"""Mel filter matrices, computed from their definitions: Kaldi's and Slaney's (librosa, Whisper)."""
+"""Mel filter matrices, computed from their definitions: Kaldi's, Slaney's (librosa, Whisper) and HTK's (torchaudio)."""
 
 from functools import lru_cache
 
@@ -40,10 +40,24 @@ def slaney_mel_filters(
 
     mels = np.linspace(mel(low_freq), mel(sample_rate / 2 if high_freq is None else high_freq), num_mels + 2)
     edges = np.where(mels < knee, mels * hz_per_mel, knee_hz * np.exp(log_step * (mels - knee)))
+    return _frozen(_triangles(edges, n_fft, sample_rate) * (2.0 / (edges[2:] - edges[:-2])))
+
+
+@lru_cache(maxsize=16)
+def htk_mel_filters(num_mels: int, n_fft: int, sample_rate: int, low_freq: float, high_freq: float) -> np.ndarray:
+    """`[n_fft // 2 + 1, num_mels]` float64: triangles in Hz of peak 1, evenly spaced in mel = 2595 log10(1 + f / 700).
+
+    The default of `torchaudio.transforms.MelSpectrogram`. Frequencies are in Hz.
+    """
+    mels = np.linspace(*(2595.0 * np.log10(1.0 + freq / 700.0) for freq in (low_freq, high_freq)), num_mels + 2)
+    return _frozen(_triangles(700.0 * (10.0 ** (mels / 2595.0) - 1.0), n_fft, sample_rate))
+
+
+def _triangles(edges: np.ndarray, n_fft: int, sample_rate: int) -> np.ndarray:
+    """`[n_fft // 2 + 1, n - 2]`: from each of n frequencies in Hz up to 1 at the next and down to the one after it."""
     left, centre, right = edges[:-2], edges[1:-1], edges[2:]
     bins = np.arange(n_fft // 2 + 1)[:, None] * (sample_rate / n_fft)
-    triangles = np.minimum((bins - left) / (centre - left), (right - bins) / (right - centre))
-    return _frozen(np.maximum(0.0, triangles) * (2.0 / (right - left)))
+    return np.maximum(0.0, np.minimum((bins - left) / (centre - left), (right - bins) / (right - centre)))
 
 
 def _frozen(array: np.ndarray) -> np.ndarray:

@@ -10,7 +10,10 @@ from alm_jax.convert import bert, gpt2, htsat
 from alm_jax.convert.formats import TensorFile
 from alm_jax.convert.rules import LINEAR, SCALAR, VECTOR, Rule, Table
 from alm_jax.convert.sizes import from_settings, settings_of, shape_of, to_settings, told_by
-from alm_jax.models.clap import LAION_CLAP, ClapConfig
+from alm_jax.core.errors import CheckpointError
+from alm_jax.models.clap import LAION_CLAP, LAION_CLAP_FUSED, ClapConfig
+from alm_jax.models.encoders.htsat import HtsatConfig
+from alm_jax.models.text.bert import BertConfig
 
 _SETTINGS = {"dim": "projection_dim"}
 _FIXED = {"model_type": "clap", "projection_hidden_act": "relu"}
@@ -25,7 +28,7 @@ def official(config: ClapConfig) -> Table:
 
 def audio_tower(config: ClapConfig) -> Table:
     """MS-CLAP's alone: `base.htsat.*`, `projection.*`."""
-    return htsat.official(config.audio).under("encoder.", "base.htsat.") + _PROJECTION
+    return htsat.official_model(config.audio).under("encoder.", "base.htsat.") + _PROJECTION
 
 
 def text_tower(config: ClapConfig) -> Table:
@@ -51,7 +54,7 @@ def hf(config: ClapConfig) -> Table:
             ours, theirs = f"{tower}.projection.{layer}", f"{tower}_projection.{layer}"
             rules.append(Rule(f"{ours}.kernel", f"{theirs}.weight", LINEAR))
             rules.append(Rule(f"{ours}.bias", f"{theirs}.bias", VECTOR))
-    audio = htsat.hf(config.audio).under("audio.encoder.", "audio_model.audio_encoder.")
+    audio = htsat.hf_model(config.audio).under("audio.encoder.", htsat.HF_PREFIX)
     return audio + bert.model(config.text).under("text.encoder.", "text_model.") + Table(tuple(rules))
 
 
@@ -70,28 +73,30 @@ def hf_sizes(file: TensorFile) -> ClapConfig:
     if told := settings_of(file):
         return told_by(file, from_hf_config, told)
     projection = shape_of(file, r"audio_projection\.linear1\.weight$", 2)
-    return replace(
-        LAION_CLAP,
-        audio=htsat.sizes(file),
-        text=replace(bert.sizes(file), norm_eps=LAION_CLAP.text.norm_eps),
-        dim=projection[0] if projection else LAION_CLAP.dim,
-    )
+    text = replace(bert.sizes(file), norm_eps=LAION_CLAP.text.norm_eps)
+    return _laion(htsat.sizes(file), text, projection[0] if projection else LAION_CLAP.dim)
 
 
 def from_hf_config(settings: Mapping[str, Any]) -> ClapConfig:
     """The model that a `config.json` of `transformers` describes (`ClapConfig`), which leaves out what is as usual.
 
     Raises:
-        CheckpointError: settings have no counterpart; all of a tower are listed.
+        CheckpointError: settings have no counterpart; all are listed.
     """
-    usual = to_hf_config(LAION_CLAP)
-    audio, text = (usual[part] | dict(settings.get(part) or {}) for part in ("audio_config", "text_config"))
-    return replace(
-        LAION_CLAP,
-        **from_settings(usual | dict(settings), _SETTINGS, _FIXED),
-        audio=htsat.from_hf_config(audio),
-        text=bert.from_hf_config(text | {"model_type": "roberta"}),
-    )
+    usual, problems, towers = to_hf_config(LAION_CLAP), [], {}
+    for part, read in (("audio_config", htsat.from_hf_config), ("text_config", bert.from_hf_config)):
+        told = usual[part] | dict(settings.get(part) or {})
+        try:
+            towers[part] = read(told | ({"model_type": "roberta"} if part == "text_config" else {}))
+        except CheckpointError as error:
+            problems.append(f"{part}: {str(error).removeprefix('config.json: ')}")
+    dim = from_settings(usual | dict(settings), _SETTINGS, _FIXED, problems)["dim"]
+    return _laion(towers["audio_config"], towers["text_config"], dim)
+
+
+def _laion(audio: HtsatConfig, text: BertConfig, dim: int) -> ClapConfig:
+    """Its front end is the published one of models with fusion or without."""
+    return replace(LAION_CLAP_FUSED if audio.fusion else LAION_CLAP, audio=audio, text=text, dim=dim)
 
 
 def to_hf_config(config: ClapConfig) -> dict[str, Any]:
@@ -100,6 +105,6 @@ def to_hf_config(config: ClapConfig) -> dict[str, Any]:
         "architectures": ["ClapModel"],
         **_FIXED,
         **to_settings(config, _SETTINGS),
-        "audio_config": htsat.to_hf_config(config.audio),
+        "audio_config": htsat.to_hf_config(config.audio) | {"architectures": None},
         "text_config": bert.to_hf_config(config.text) | {"model_type": "clap_text_model", "architectures": None},
     }

@@ -8,7 +8,8 @@ from typing import Any
 
 from alm_jax.convert.formats import TensorFile
 from alm_jax.convert.rules import LINEAR, TABLE, VECTOR, Part, Rearrange, Rule, Table, each
-from alm_jax.convert.sizes import count, from_settings, positive, shape_of, to_settings
+from alm_jax.convert.sizes import count, from_settings, positive, settings_of, shape_of, to_settings, told_by
+from alm_jax.core.errors import CheckpointError, ConfigError
 from alm_jax.models.encoders.htsat import HtsatConfig
 
 _SETTINGS = {
@@ -41,10 +42,26 @@ _HF = {
     "mlp.down": "output.dense",
 }
 _POINTWISE = Rearrange("o i 1 1 -> i o")  # a convolution over single places
+# Where the encoder is in a whole CLAP.
+OFFICIAL_PREFIX = "audio_encoder.base.htsat."
+HF_PREFIX = "audio_model.audio_encoder."
 
 
 def official(config: HtsatConfig) -> Table:
-    """`layers.{stage}.blocks.{i}.attn.qkv.weight`, ...
+    """`audio_encoder.base.htsat.layers.{stage}.blocks.{i}.attn.qkv.weight`, ...; an encoder alone lacks the prefix."""
+    rest = ("audio_encoder.projection.*", "caption_encoder.*", "logit_scale")
+    return official_model(config).under(theirs=OFFICIAL_PREFIX) + Table(ignored=rest, bare=(OFFICIAL_PREFIX,))
+
+
+def hf(config: HtsatConfig) -> Table:
+    """`audio_model.audio_encoder.layers.{stage}.blocks.{i}.attention.self.query.weight`, ...: `ClapModel` and parts."""
+    rest = ("audio_projection.*", "text_model.*", "text_projection.*", "logit_scale_?")
+    bare = ("audio_model.", HF_PREFIX)
+    return hf_model(config).under(theirs=HF_PREFIX) + Table(ignored=rest, bare=bare)
+
+
+def official_model(config: HtsatConfig) -> Table:
+    """`layers.{stage}.blocks.{i}.attn.qkv.weight`, ...: the names inside.
 
     The constants of the front end, the windows' masks and indices and a linear classifier that the token-semantic head
     has replaced are never used.
@@ -60,7 +77,8 @@ def official(config: HtsatConfig) -> Table:
     if config.classes is not None:
         rules.append(Rule("head.kernel", "tscam_conv.weight", Rearrange("o d f t -> t f d o")))
         rules.append(Rule("head.bias", "tscam_conv.bias", VECTOR))
-    return Table(tuple(rules), dead=(*_DEAD, *_constants(config, "attn.relative_position_index", "attn_mask")))
+    dead = (*_DEAD, *_constants(config, "attn.relative_position_index", "attn_mask"))
+    return Table(tuple(rules), dead, ignored=() if config.classes is not None else ("tscam_conv.*",))
 
 
 _BIAS = "relative_position_bias_table"
@@ -74,8 +92,8 @@ _DEAD = (
 )
 
 
-def hf(config: HtsatConfig) -> Table:
-    """`layers.{stage}.blocks.{i}.attention.self.query.weight`, ..."""
+def hf_model(config: HtsatConfig) -> Table:
+    """`layers.{stage}.blocks.{i}.attention.self.query.weight`, ...: the names inside."""
     rules, dead = [*_trunk(config, "batch_norm")], ["batch_norm.num_batches_tracked"]
     for path, pattern, blocks in _blocks(config):
         rules += _layers(path, pattern, _HF, blocks)
@@ -109,11 +127,16 @@ def _trunk(config: HtsatConfig, norm: str) -> list[Rule]:
 
 def _blocks(config: HtsatConfig) -> list[tuple[str, str, range]]:
     """(our path, their pattern, numbers of the blocks) of every stack: plain windows are even, shifted ones odd."""
-    return [
-        (f"stages.{stage}.pairs.{kind}", f"layers.{stage}.blocks.{{i}}", range(first, depth, 2))
-        for stage, depth in enumerate(config.depths)
-        for first, kind in enumerate(("plain", "shifted"))
-    ]
+    found = []
+    for stage, depth in enumerate(config.depths):
+        paired = depth - depth % 2
+        stacks = {
+            "pairs.plain": range(0, paired, 2),
+            "pairs.shifted": range(1, paired, 2),
+            "unpaired": range(paired, depth),
+        }
+        found += [(f"stages.{stage}.{name}", f"layers.{stage}.blocks.{{i}}", n) for name, n in stacks.items() if n]
+    return found
 
 
 def _layers(path: str, pattern: str, names: dict[str, str], blocks: range) -> list[Rule]:
@@ -146,7 +169,7 @@ def _constants(config: HtsatConfig, *names: str) -> list[str]:
 
 
 def from_hf_config(settings: Mapping[str, Any]) -> HtsatConfig:
-    """The encoder that the `audio_config` of `transformers`' CLAP describes (`ClapAudioConfig`).
+    """The encoder that the settings of `ClapAudioConfig` describe (a `config.json`, or the `audio_config` in one).
 
     Raises:
         CheckpointError: settings are missing or have no counterpart; all are listed.
@@ -158,7 +181,7 @@ def from_hf_config(settings: Mapping[str, Any]) -> HtsatConfig:
     stages = {}
     for ours, name in (("depths", "depths"), ("heads", "num_attention_heads")):
         value = told.get(name)
-        if not isinstance(value, list | tuple) or not all(positive(number, whole=True) for number in value):
+        if not isinstance(value, list | tuple) or not value or not all(positive(n, whole=True) for n in value):
             problems.append(f"{name} is {value!r}; expected numbers above 0")
         else:
             stages[ours] = tuple(value)
@@ -166,15 +189,18 @@ def from_hf_config(settings: Mapping[str, Any]) -> HtsatConfig:
         problems.append(f"mlp_ratio is {told.get('mlp_ratio')!r}; expected a number above 0")
     if told.get("enable_fusion") and told.get("fusion_type") == "channel_map":
         problems.append("fusion_type is 'channel_map', which has no counterpart")
-    numbers = from_settings(told, _SETTINGS, _FIXED, problems)
-    config = HtsatConfig(**numbers, **stages, mlp_ratio=told["mlp_ratio"], fusion=bool(told.get("enable_fusion")))
-    from_settings(told, {}, {"hidden_size": config.dim})
-    return config
+    fixed = dict(_FIXED)
+    if "depths" in stages and positive(told.get("patch_embeds_hidden_size"), whole=True):
+        fixed["hidden_size"] = told["patch_embeds_hidden_size"] * 2 ** (len(stages["depths"]) - 1)
+    numbers = from_settings(told, _SETTINGS, fixed, problems)
+    fusion = bool(told.get("enable_fusion"))
+    return _config("config.json", **numbers, **stages, mlp_ratio=told["mlp_ratio"], fusion=fusion)
 
 
 def to_hf_config(config: HtsatConfig) -> dict[str, Any]:
-    """The `audio_config` of CLAP's `config.json`."""
+    """The content of `config.json` for an encoder alone (`ClapAudioModel`), and of `audio_config` in that of CLAP."""
     return {
+        "architectures": ["ClapAudioModel"],
         "model_type": "clap_audio_model",
         **to_settings(config, _SETTINGS),
         "patch_stride": [config.stride, config.stride],
@@ -187,8 +213,23 @@ def to_hf_config(config: HtsatConfig) -> dict[str, Any]:
     }
 
 
+def hf_sizes(file: TensorFile) -> HtsatConfig:
+    """Sizes that `config.json` tells, which leaves out what is as usual, or those read off a file without one.
+
+    Raises:
+        CheckpointError: `config.json` tells what has no counterpart.
+    """
+    told = settings_of(file)
+    told = told.get("audio_config", told)
+    return told_by(file, from_hf_config, to_hf_config(HtsatConfig()) | told) if told else sizes(file)
+
+
 def sizes(file: TensorFile) -> HtsatConfig:
-    """Sizes read off a file of either layout; the image's edge only where masks of shifted windows are stored."""
+    """Sizes read off a file of either layout; the image's edge only where masks of shifted windows are stored.
+
+    Raises:
+        CheckpointError: blocks, widths and heads that no such model has.
+    """
     keys, default = list(file.keys()), HtsatConfig()
     stages = count(keys, r"layers\.(\d+)\.blocks\.") or len(default.depths)
     patch = shape_of(file, r"patch_embed\.proj\.weight$", 4) or (default.embed_dim, 1, default.patch, default.patch)
@@ -199,7 +240,8 @@ def sizes(file: TensorFile) -> HtsatConfig:
     classes = shape_of(file, r"tscam_conv\.weight$", 4)
     squeezed = shape_of(file, r"fusion_model\.local_att\.0\.weight$", 4)
     window = (isqrt(tables[0][0]) + 1) // 2 if tables[0] else default.window
-    return HtsatConfig(
+    return _config(
+        str(file.path),
         mels=mels[0],
         image=isqrt(masks[0]) * window * patch[2] if masks else default.image,
         patch=patch[2],
@@ -213,3 +255,10 @@ def sizes(file: TensorFile) -> HtsatConfig:
         fusion_ratio=patch[0] // squeezed[0] if squeezed else default.fusion_ratio,
         classes=classes[0] if classes else None,
     )
+
+
+def _config(where: str, **sizes: Any) -> HtsatConfig:
+    try:
+        return HtsatConfig(**sizes)
+    except ConfigError as error:
+        raise CheckpointError(f"{where}: {error}") from error

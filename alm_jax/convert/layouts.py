@@ -8,7 +8,21 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from alm_jax.convert import alm, ast, audio_mae, bert, cav_mae, cnn14, gpt2, llama, ltu, ltu_as, whisper
+from alm_jax.convert import (
+    alm,
+    ast,
+    audio_mae,
+    bert,
+    cav_mae,
+    clap,
+    cnn14,
+    gpt2,
+    htsat,
+    llama,
+    ltu,
+    ltu_as,
+    whisper,
+)
 from alm_jax.convert.formats import TensorFile
 from alm_jax.convert.load import fold
 from alm_jax.convert.names import PLAIN, PUBLISHED, Style
@@ -89,6 +103,30 @@ LAYOUTS = {
         settings=ast.to_hf_config,
     ),
     "cnn14": Layout(("*bn0.weight", "*conv_block1.conv1.weight"), cnn14.official, cnn14.sizes),
+    "htsat": Layout(
+        ("*layers.0.blocks.0.attn.relative_position_bias_table", "*bn0.running_mean"),
+        htsat.official,
+        htsat.sizes,
+        whole="msclap",
+    ),
+    "htsat_hf": Layout(
+        ("*layers.0.blocks.0.attention.self.relative_position_bias_table", "*batch_norm.running_mean"),
+        htsat.hf,
+        htsat.hf_sizes,
+        settings=htsat.to_hf_config,
+        whole="clap_hf",
+    ),
+    "msclap": Layout(
+        ("*audio_encoder.base.htsat.bn0.weight", "*caption_encoder.base.h.0.attn.c_attn.weight"),
+        clap.official,
+        clap.sizes,
+    ),
+    "clap_hf": Layout(
+        ("*audio_model.audio_encoder.batch_norm.weight", "*text_model.encoder.layer.0.attention.self.query.weight"),
+        clap.hf,
+        clap.hf_sizes,
+        settings=clap.to_hf_config,
+    ),
     "whisper_openai": Layout(
         ("*blocks.0.attn.query.weight", "*conv1.weight"),
         whisper.openai,

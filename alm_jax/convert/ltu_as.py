@@ -27,7 +27,7 @@ def aligner() -> Table:
 
 
 def sizes(file: TensorFile) -> AlmConfig:
-    """Sizes of the decoder, read off a file; the encoder is the published Whisper of the aligner's width."""
+    """Sizes of the decoder, read off a file; the encoder is the first published Whisper of the aligner's width."""
     width = (shape_of(file, r"audio_proj\.1\.weight$", 2) or (0, 0))[1]
-    published = {c.dim: c for c in CONFIGS.values() if isinstance(c, WhisperConfig)}
-    return ltu_as(llama.sizes(file), published.get(width, CONFIGS["whisper_large_v1"]))
+    published = (c for c in CONFIGS.values() if isinstance(c, WhisperConfig) and c.dim == width)
+    return ltu_as(llama.sizes(file), next(published, CONFIGS["whisper_large_v1"]))

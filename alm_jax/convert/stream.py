@@ -104,7 +104,7 @@ def _read_shards(fill: Fill, shards: list[Bounds], dtype: np.dtype) -> dict[Boun
         _read_tensor(fill, fill.names[0], arrays)
         return arrays
     for layer, name in enumerate(fill.names):
-        outs = {b[1:]: array[layer - b[0][0]] for b, array in arrays.items() if b[0][0] <= layer < b[0][1]}
+        outs = {b[1:]: array[layer - b[0][0], ...] for b, array in arrays.items() if b[0][0] <= layer < b[0][1]}
         _read_tensor(fill, name, outs)
     return arrays
 

@@ -4,7 +4,7 @@ and its stand-in for them, and LAION CLAP (Wu et al. 2023; `transformers` `ClapM
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import log
 from typing import Literal
 
@@ -34,7 +34,7 @@ class ClapConfig:
         dim: width of the common space.
         projection: how a tower's output gets there: `residual`, two linear layers around a skip and a norm, or `mlp`.
         scales: learnt scales of similarities: 1, or 2, the first for audio against texts, the second for the converse.
-        frontend: waveform to frames.
+        frontend: waveform to frames; with fusion by `audio.fused_log_mel`.
     """
 
     audio: HtsatConfig = HtsatConfig(classes=527)
@@ -52,6 +52,9 @@ LAION_CLAP = ClapConfig(
     projection="mlp",
     scales=2,
     frontend=LibrosaLogMel(48000, None, hop=480, seconds=10.0, padding="repeatpad"),
+)
+LAION_CLAP_FUSED = replace(
+    LAION_CLAP, audio=HtsatConfig(fusion=True), frontend=replace(LAION_CLAP.frontend, mel_scale="htk")
 )
 
 

@@ -10,13 +10,15 @@ from alm_jax.layers.dense import Lora
 from alm_jax.models.aligners.pooled_linear import PooledLinear, PooledLinearConfig
 from alm_jax.models.aligners.qformer import PretrainingConfig, QFormer, QFormerConfig
 from alm_jax.models.aligners.tltr import Tltr, TltrConfig
+from alm_jax.models.clap import LAION_CLAP, LAION_CLAP_FUSED, Clap, ClapConfig
 from alm_jax.models.decoders.gpt2 import Gpt2, Gpt2Config
 from alm_jax.models.decoders.llama import LLAMAS, Llama, LlamaConfig
-from alm_jax.models.decoders.whisper import WhisperSeq2Seq, WhisperSeq2SeqConfig
+from alm_jax.models.decoders.whisper import WhisperDecoderConfig, WhisperSeq2Seq, WhisperSeq2SeqConfig
 from alm_jax.models.encoders.ast import Ast, AstConfig
 from alm_jax.models.encoders.audio_mae import AudioMae, AudioMaeConfig
 from alm_jax.models.encoders.cav_mae import CavMae, CavMaeConfig
 from alm_jax.models.encoders.cnn14 import Cnn14, Cnn14Config
+from alm_jax.models.encoders.htsat import Htsat, HtsatConfig
 from alm_jax.models.encoders.vit import Vit, VitConfig
 from alm_jax.models.encoders.whisper import Whisper, WhisperConfig
 from alm_jax.models.text.bert import Bert, BertConfig
@@ -26,6 +28,7 @@ ENCODERS = {
     "ast": (AstConfig, Ast),
     "audio_mae": (AudioMaeConfig, AudioMae),
     "cnn14": (Cnn14Config, Cnn14),
+    "htsat": (HtsatConfig, Htsat),
     "vit": (VitConfig, Vit),
     "whisper": (WhisperConfig, Whisper),
 }
@@ -36,25 +39,52 @@ ALIGNERS = {
 }
 DECODERS = {"llama": (LlamaConfig, Llama), "gpt2": (Gpt2Config, Gpt2)}
 TEXT = {"bert": (BertConfig, Bert)}
-MODELS = {"whisper_seq2seq": (WhisperSeq2SeqConfig, WhisperSeq2Seq)}  # whole models, no part of a system
+MODELS = {  # whole models, no part of a system
+    "whisper_seq2seq": (WhisperSeq2SeqConfig, WhisperSeq2Seq),
+    "clap": (ClapConfig, Clap),
+}
 
 
 def _roberta(**sizes: int) -> BertConfig:
     return BertConfig(vocab_size=50265, positions=514, position_offset=2, token_types=1, norm_eps=1e-5, **sizes)
+
+
+_WHISPERS = {
+    "tiny": WhisperConfig(dim=384, heads=6, depth=4),
+    "base": WhisperConfig(),
+    "small": WhisperConfig(dim=768, heads=12, depth=12),
+    "medium": WhisperConfig(dim=1024, heads=16, depth=24),
+    "large_v1": WhisperConfig(dim=1280, heads=20, depth=32),
+    "large_v2": WhisperConfig(dim=1280, heads=20, depth=32),
+    "large_v3": WhisperConfig(mels=128, dim=1280, heads=20, depth=32),
+    "large_v3_turbo": WhisperConfig(mels=128, dim=1280, heads=20, depth=32),
+}
+
+
+def _whole_whisper(size: str) -> WhisperSeq2SeqConfig:
+    encoder = _WHISPERS[size]
+    depth = 4 if size.endswith("turbo") else encoder.depth
+    vocab_size = 51866 if encoder.mels == 128 else 51865  # version 3 knows one language more
+    return WhisperSeq2SeqConfig(encoder, WhisperDecoderConfig(vocab_size, encoder.dim, encoder.heads, depth))
+
 
 _BLIP = {"dim": 1408, "steps": 257, "hidden": 768, "depth": 12, "heads": 12, "mlp_dim": 3072}  # over EVA's ViT-g
 
 CONFIGS: dict[str, Any] = {
     "cav_mae": CavMaeConfig(),
     "ast": AstConfig(),
+    "ast_10_10_0.4593": AstConfig(classes=527),
     "audio_mae": AudioMaeConfig(),
+    "audio_mae_audioset": AudioMaeConfig(classes=527),
     "cnn14": Cnn14Config(),
+    "cnn14_audioset": Cnn14Config(classes=527),
+    "htsat": HtsatConfig(),
     "eva_vit_g": VitConfig(),
-    "whisper_tiny": WhisperConfig(dim=384, heads=6, depth=4),
-    "whisper_base": WhisperConfig(),
-    "whisper_small": WhisperConfig(dim=768, heads=12, depth=12),
-    "whisper_medium": WhisperConfig(dim=1024, heads=16, depth=24),
-    "whisper_large_v1": WhisperConfig(dim=1280, heads=20, depth=32),
+    "msclap_2023": ClapConfig(),
+    "clap_htsat_unfused": LAION_CLAP,
+    "clap_htsat_fused": LAION_CLAP_FUSED,
+    **{f"whisper_{size}": config for size, config in _WHISPERS.items()},
+    **{f"whisper_seq2seq_{size}": _whole_whisper(size) for size in _WHISPERS},
     "pooled_linear": PooledLinearConfig(),
     "tltr": TltrConfig(),
     "qformer": QFormerConfig(),

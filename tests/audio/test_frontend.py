@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from alm_jax.audio import KaldiFbank, WhisperLogMel, load_audio
-from alm_jax.audio.mel import kaldi_mel_filters, slaney_mel_filters
+from alm_jax.audio import KaldiFbank, LibrosaLogMel, WhisperLogMel, fused_log_mel, load_audio
+from alm_jax.audio.mel import htk_mel_filters, kaldi_mel_filters, slaney_mel_filters
 from alm_jax.audio.spectrum import frame, windowed_power
 from alm_jax.core.errors import AudioError, ConfigError
 
@@ -85,6 +85,10 @@ FRONTENDS = [
     WhisperLogMel(frames=80, padding="mel"),
     WhisperLogMel(frames=130, padding="mel"),
     WhisperLogMel(frames=None, num_mels=128),
+    LibrosaLogMel(seconds=0.2),
+    LibrosaLogMel(48000, None, hop=480, seconds=0.1, padding="repeatpad"),
+    LibrosaLogMel(16000, None, n_fft=512, hop=160, high_freq=8000.0, seconds=1.1, padding="pad", mel_scale="htk"),
+    LibrosaLogMel(32000, None, hop=320, seconds=None),
 ]
 
 
@@ -95,7 +99,10 @@ def test_both_forms_agree_on_rows_of_any_length(frontend):
     waves += [waves[0][:n] for n in lengths]
     waves += [waves[0][:0]]
     batch = run_jax(frontend, waves, extra=77)
-    tolerance = TOLERANCE * 4.4849 / getattr(frontend, "std", 4.4849)  # it is meant for features on LTU's scale
+    if isinstance(frontend, LibrosaLogMel):
+        tolerance = TOLERANCE * 10 / np.log(10)  # in decibel, the others being natural logarithms
+    else:
+        tolerance = TOLERANCE * 4.4849 / getattr(frontend, "std", 4.4849)  # it is meant for features on LTU's scale
     for row, wave in zip(batch, waves):
         alone = frontend.numpy(wave)
         assert alone.dtype == row.dtype == np.float32
@@ -174,6 +181,7 @@ def test_features_of_a_long_clip_are_computed_in_blocks():
 
 
 def test_what_a_front_end_says_of_itself():
+    assert LibrosaLogMel().feature_shape == (965, 64) and LibrosaLogMel().max_seconds == 7.0
     assert KaldiFbank().feature_shape == (1024, 128) and KaldiFbank().sample_rate == 16000
     assert KaldiFbank().max_seconds == pytest.approx(10.255) and KaldiFbank(frames=None).max_seconds is None
     assert KaldiFbank(peak=0.5).max_seconds is None  # the peak may come late
@@ -194,6 +202,11 @@ def test_what_a_front_end_says_of_itself():
         (lambda: KaldiFbank(peak=0.0), "peak"),
         (lambda: WhisperLogMel(padding="zeros"), "padding"),
         (lambda: WhisperLogMel(frames=2.5), "frames"),
+        (lambda: LibrosaLogMel(padding="zeros"), "padding"),
+        (lambda: LibrosaLogMel(mel_scale="mel"), "mel_scale"),
+        (lambda: LibrosaLogMel(n_fft=1001), "n_fft"),
+        (lambda: LibrosaLogMel(seconds=0.01), "seconds"),
+        (lambda: LibrosaLogMel(high_freq=23000.0), "high_freq"),
     ],
 )
 def test_a_wrong_field_is_named(make, named):
@@ -201,7 +214,7 @@ def test_a_wrong_field_is_named(make, named):
         make()
 
 
-@pytest.mark.parametrize("frontend", [KaldiFbank(), WhisperLogMel()])
+@pytest.mark.parametrize("frontend", [KaldiFbank(), WhisperLogMel(), LibrosaLogMel()])
 def test_a_wrong_shape_is_refused(frontend):
     with pytest.raises(AudioError, match="one channel"):
         frontend.numpy(np.zeros((2, 16000), np.float32))
@@ -223,6 +236,65 @@ def test_whisper_equals_transformers(num_mels):
     # float32 against float64 eight decades below the maximum; transformers' own torch form is in float32
     np.testing.assert_allclose(np.stack([frontend.numpy(wave) for wave in waves]), truth, atol=1e-3)
     np.testing.assert_allclose(run_jax(frontend, waves), truth, atol=1e-3)
+
+
+@pytest.mark.torch
+def test_ast_equals_transformers():
+    pytest.importorskip("torch")
+    from transformers import ASTFeatureExtractor
+
+    waves = [wave.astype(np.float32) for wave in sounds().values()]
+    extractor = ASTFeatureExtractor(max_length=120)
+    truth = extractor(waves, sampling_rate=16000, return_tensors="np").input_values
+    frontend = KaldiFbank(frames=120, mean=extractor.mean, std=2 * extractor.std)
+    np.testing.assert_allclose(np.stack([frontend.numpy(wave) for wave in waves]), truth, atol=TOLERANCE)
+    np.testing.assert_allclose(run_jax(frontend, waves), truth, atol=TOLERANCE)
+
+
+def clap_extractor(truncation, **options):
+    """With the settings of `laion/clap-htsat-unfused` and `-fused`, but for a window of one second."""
+    pytest.importorskip("torch")
+    from transformers import ClapFeatureExtractor
+
+    return ClapFeatureExtractor(max_length_s=1, frequency_min=50, truncation=truncation, **options)
+
+
+def clap_waves(*seconds):
+    t = np.arange(int(48000 * max(seconds))) / 48000
+    wave = 0.1 * np.random.default_rng(1).normal(size=len(t)) + 0.5 * np.sin(2 * np.pi * 500 * t * (1 + t))
+    return [wave[: int(48000 * length)].astype(np.float32) for length in seconds]
+
+
+# In decibel, of which the float32 of either side keeps five digits at the floor of -100.
+DECIBEL = 1e-3
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("padding", ["repeat", "repeatpad", "pad"])
+def test_clap_equals_transformers(monkeypatch, padding):
+    monkeypatch.setattr(np.random, "randint", lambda *range: 0)  # the part of a long clip: its first
+    waves = clap_waves(0.011, 0.3, 0.6, 1.0, 2.5)
+    extractor = clap_extractor("rand_trunc", padding=padding)
+    truth = extractor(waves, sampling_rate=48000, return_tensors="np").input_features[:, 0]
+    frontend = LibrosaLogMel(48000, None, hop=480, seconds=1.0, padding=padding)
+    assert truth.shape[1:] == frontend.feature_shape
+    np.testing.assert_allclose(np.stack([frontend.numpy(wave) for wave in waves]), truth, atol=DECIBEL)
+    np.testing.assert_allclose(run_jax(frontend, waves), truth, atol=TOLERANCE)
+
+
+@pytest.mark.torch
+def test_clap_with_fusion_equals_transformers(monkeypatch):
+    """Clips that are longer by 1, 2, 3 and many frames, and by less than one."""
+    monkeypatch.setattr(np.random, "choice", lambda third: third[len(third) // 2])
+    waves = clap_waves(0.4, 1.0, 1.005, 1.01, 1.02, 1.031, 2.5)
+    extractor = clap_extractor("fusion")
+    truth = extractor(waves, sampling_rate=48000, return_tensors="np")
+    frontend = LibrosaLogMel(48000, None, hop=480, seconds=1.0, padding="repeatpad", mel_scale="htk")
+    np.testing.assert_allclose(htk_mel_filters(64, 1024, 48000, 50.0, 14000.0), extractor.mel_filters, atol=1e-12)
+    features, longer = zip(*(fused_log_mel(frontend, wave) for wave in waves))
+    # places between frames in float32 there, times steps of tens of decibel from one frame to the next
+    np.testing.assert_allclose(np.stack(features), truth.input_features, atol=TOLERANCE)
+    assert list(longer) == truth.is_longer[:, 0].tolist() == [False] * 3 + [True] * 4
 
 
 @pytest.mark.torch

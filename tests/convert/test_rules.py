@@ -15,7 +15,7 @@ import pytest
 from alm_jax.convert import stream
 from alm_jax.convert.load import check, contents, dead, fold, load
 from alm_jax.convert.names import ADAPTER, PUBLISHED, Style, style_of
-from alm_jax.convert.rules import CONV1D, LINEAR, TABLE, VECTOR, Part, Rearrange, Rule, Table, each
+from alm_jax.convert.rules import CONV1D, LINEAR, SCALAR, TABLE, VECTOR, Part, Rearrange, Rule, Table, each
 from alm_jax.convert.save import as_tensor, cast, export, save_safetensors
 from alm_jax.convert.save import tensors as tensors_of
 from alm_jax.core.errors import CheckpointError
@@ -144,6 +144,15 @@ def test_values_and_bits_of_a_round_trip(dtype):
     assert set(unused) == {"a.0.norm_a.weight", "a.1.norm_a.weight", "u.0.norm.weight"}
     del tensors["video.x"]  # another model's: not ours to write
     assert same_bits(dict(export(arrays, toy(), dead=unused)), tensors)
+
+
+def test_scalars_alone_and_stacked():
+    table = Table((Rule("scale", "s", SCALAR), Rule("scales", ("a", "b"), SCALAR)))
+    tensors = {name: np.array(value, np.float32) for name, value in (("s", 0.5), ("a", 1.5), ("b", 2.5))}
+    target = {"scale": jax.ShapeDtypeStruct((), np.float32), "scales": jax.ShapeDtypeStruct((2,), np.float32)}
+    arrays = load(target, [(DictFile(tensors), table)])
+    assert arrays["scale"] == 0.5 and arrays["scales"].tolist() == [1.5, 2.5]
+    assert same_bits(dict(export(arrays, table)), tensors)
 
 
 def test_values_are_cast_to_the_model_s_dtype():

@@ -31,7 +31,7 @@ class HtsatConfig:
         mels: filterbank channels. image: edge of the square into which a spectrogram is folded.
         patch, stride: edge of the square patches, and from one to the next.
         embed_dim: width of the first stage; each further one is twice as wide on a grid half as fine.
-        depths, heads: of the stages; blocks come in pairs, with plain and with shifted windows.
+        depths, heads: of the stages; blocks have plain and shifted windows by turns.
         window: edge of the attention's windows, in patches. mlp_ratio, norm_eps: of the blocks.
         crop, crop_hop: frames of the windows into which a clip longer than the image is cut, and from one to the next.
         fusion: the input is a clip's whole, shrunk, and three of its parts (LAION's `clap-htsat-fused`).
@@ -59,8 +59,8 @@ class HtsatConfig:
 
     def __post_init__(self):
         problems = []
-        if len(self.depths) != len(self.heads) or any(depth < 2 or depth % 2 for depth in self.depths):
-            problems.append(f"depths {self.depths}, heads {self.heads}: expected as many of each, depths even")
+        if len(self.depths) != len(self.heads) or min(self.depths, default=0) < 1:
+            problems.append(f"depths {self.depths}, heads {self.heads}: expected as many of each, no depth 0")
         if not 0 < self.mels <= self.image or self.image % self.chunks or self.grid[-1] % self.chunks:
             problems.append(f"mels {self.mels}: an image of {self.image} does not divide into chunks of them")
         if (self.image + 2 * self.padding - self.patch) // self.stride + 1 != self.grid[0]:
@@ -150,14 +150,17 @@ class SwinPair(nnx.Module):
 
     def __init__(self, c: HtsatConfig, stage: int, key: jax.Array):
         keys = jax.random.split(key)
-        edge = c.grid[stage]
-        window, shift = min(c.window, edge), c.window // 2 if edge > c.window else 0
-        sizes = (c.dims[stage], c.heads[stage], window)
-        self.plain = SwinBlock(*sizes, 0, c.mlp_ratio, c.norm_eps, keys[0])
-        self.shifted = SwinBlock(*sizes, shift, c.mlp_ratio, c.norm_eps, keys[1])
+        self.plain = _block(c, stage, False, keys[0])
+        self.shifted = _block(c, stage, True, keys[1])
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.shifted(self.plain(x))
+
+
+def _block(c: HtsatConfig, stage: int, shifted: bool, key: jax.Array) -> SwinBlock:
+    edge = c.grid[stage]
+    shift = c.window // 2 if shifted and edge > c.window else 0
+    return SwinBlock(c.dims[stage], c.heads[stage], min(c.window, edge), shift, c.mlp_ratio, c.norm_eps, key)
 
 
 class PatchMerging(nnx.Module):
@@ -173,18 +176,23 @@ class PatchMerging(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """Pairs of blocks on one grid, then the way to the next one, if there is any."""
+    """Pairs of blocks on one grid, one more if their number is odd, then the way to the next grid, if there is any."""
 
     def __init__(self, c: HtsatConfig, stage: int, key: jax.Array):
         pairs_key, merge_key = jax.random.split(key)
-        self.pairs = stack.build(lambda k: SwinPair(c, stage, k), pairs_key, c.depths[stage] // 2)
+        pairs, odd = divmod(c.depths[stage], 2)
+        self.pairs = stack.build(lambda k: SwinPair(c, stage, k), pairs_key, pairs) if pairs else None
+        # A stack of one, as all blocks are in stacks.
+        self.unpaired = stack.build(lambda k: _block(c, stage, False, k), pairs_key, 1) if odd else None
         last = stage == len(c.depths) - 1
         self.merge = None if last else PatchMerging(c.dims[stage], merge_key)
         self.remat = c.remat
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        body = lambda pair, x, _: (constrain(pair(x), ax.BATCH, None, None, None), None)
-        x, _ = stack.run(body, self.pairs, x, remat=self.remat)
+        body = lambda layer, x, _: (constrain(layer(x), ax.BATCH, None, None, None), None)
+        for layers in (self.pairs, self.unpaired):
+            if layers is not None:
+                x, _ = stack.run(body, layers, x, remat=self.remat)
         return x if self.merge is None else self.merge(x)
 
 
