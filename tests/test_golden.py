@@ -13,6 +13,10 @@ FIXTURES = [
     "apt/apt_audiomae",
     "apt/apt_qformer",
     "apt/apt_fbank",
+    "apt/apt_llm",
+    "apt/apt_llm_head_longaudio",
+    "mats/mats_train",
+    "mats/mats_santa",
     "mats/msclap",
 ]
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from alm_jax.core.errors import AlmError
-from golden import apt_audiomae, apt_fbank, apt_qformer, ltu, ltu_as, msclap
+from golden import apt_audiomae, apt_fbank, apt_llm, apt_qformer, ltu, ltu_as, mats, msclap
 from golden.report import Report
 
 # A fixture is of the kind that its name begins with, the longest first: `ltu_tiny_c` has text and a trainer's record.
@@ -29,6 +29,10 @@ KINDS: dict[str, Callable[[Path, Report], None]] = {
     "msclap": msclap.check,
     "apt_qformer": apt_qformer.check,
     "apt_fbank": apt_fbank.check,
+    "apt_llm_head_longaudio": apt_llm.check_long_audio,
+    "apt_llm": apt_llm.check,
+    "mats_train": mats.check_training,
+    "mats_santa": mats.check_santa,
 }
 
 

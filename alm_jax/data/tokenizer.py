@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import tokenizers
 
 _PADDING_ROWS = 1024
+_FILES = ("tokenizer.json", "tokenizer.model", "*.gguf", "vocab.txt")
+_NAMES = "tokenizer.json, tokenizer.model, *.gguf or vocab.txt"
 _GGUF_CONTROL, _GGUF_USER_DEFINED = 3, 4
 
 
@@ -150,8 +152,8 @@ def _json_tokenizer(definition: str, eos: str, pad: str | None) -> JsonTokenizer
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Load a tokenizer from `tokenizer.json` (with `tokenizer_config.json` beside it), a sentencepiece `*.model`, or a
-    `*.gguf` file; or from a folder that holds one, looked for in this order.
+    """Load a tokenizer from `tokenizer.json` (with `tokenizer_config.json` beside it), a sentencepiece `*.model`, a
+    `*.gguf` file, or BERT's `vocab.txt`; or from a folder that holds one, looked for in this order.
 
     Raises:
         ConfigError: no such file, or none in the folder.
@@ -159,17 +161,18 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     """
     path = Path(path)
     if path.is_dir():
-        found = [f for pattern in ("tokenizer.json", "tokenizer.model", "*.gguf") for f in sorted(path.glob(pattern))]
+        found = [f for pattern in _FILES for f in sorted(path.glob(pattern))]
         if not found:
-            raise ConfigError(f"{path}: no tokenizer.json, tokenizer.model or *.gguf in this folder")
+            raise ConfigError(f"{path}: no {_NAMES} in this folder")
         path = found[0]
     elif not path.is_file():
         raise ConfigError(f"{path}: no such tokenizer file or folder")
-    loaders = {".json": _from_json, ".model": _from_sentencepiece, ".gguf": _from_gguf}
-    if path.suffix not in loaders:
-        raise ConfigError(f"{path}: not a tokenizer; expected tokenizer.json, tokenizer.model or *.gguf")
+    loaders = {".json": _from_json, ".model": _from_sentencepiece, ".gguf": _from_gguf, "vocab.txt": _from_word_pieces}
+    load = next((loader for ending, loader in loaders.items() if path.name.endswith(ending)), None)
+    if load is None:
+        raise ConfigError(f"{path}: not a tokenizer; expected {_NAMES}")
     try:
-        return loaders[path.suffix](path)
+        return load(path)
     except (ConfigError, DataError):
         raise
     except Exception as e:  # both libraries raise bare Exception or RuntimeError on a broken file
@@ -227,6 +230,16 @@ def _from_json(path: Path) -> Tokenizer:
     if not eos:
         raise ConfigError(f"{beside}: no eos_token")
     return JsonTokenizer(path.read_text(encoding="utf-8"), eos=eos, pad=token("pad_token"))
+
+
+def _from_word_pieces(path: Path) -> Tokenizer:
+    """BERT's, lower-cased unless `tokenizer_config.json` beside it says otherwise."""
+    from tokenizers import BertWordPieceTokenizer
+
+    beside = path.with_name("tokenizer_config.json")
+    settings = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+    tokenizer = BertWordPieceTokenizer(str(path), lowercase=settings.get("do_lower_case", True))
+    return JsonTokenizer(tokenizer.to_str(), eos="[SEP]", pad="[PAD]")
 
 
 def _from_gguf(path: Path) -> Tokenizer:

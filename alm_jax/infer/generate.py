@@ -12,11 +12,10 @@ import numpy as np
 
 from alm_jax.core.errors import UsageError
 from alm_jax.core.sequence import Batch
-from alm_jax.infer.sampling import Sampling, choose
+from alm_jax.infer import beam
+from alm_jax.infer.sampling import Sampling, choose, seen_in
 from alm_jax.models.alm import AudioLanguageModel
-from alm_jax.models.cache import KVCache
-
-SLOT_BUCKET = 64  # cache sizes are rounded up to it, so that few decode steps are ever compiled
+from alm_jax.models.cache import KVCache, cache_slots
 
 
 @jax.tree_util.register_dataclass
@@ -44,16 +43,12 @@ class DecodeState:
 def _prefill(model: AudioLanguageModel, batch: Batch, keys, *, slots, sampling, eos_ids, dtype):
     hidden, cache = model.prefill(batch, slots, dtype)
     logits = model.logits(hidden[:, -1])
-    rows = jnp.arange(batch.tokens.shape[0])[:, None]
-    # Ids outside the penalty are sent past the vocabulary, where the scatter drops them.
-    ids = jnp.where(batch.penalty_mask, batch.tokens, logits.shape[-1])
-    seen = jnp.zeros(logits.shape, bool).at[rows, ids].set(True, mode="drop")
     state = DecodeState(
         cache=cache,
         index=jnp.int32(batch.tokens.shape[1]),
         tokens=batch.tokens[:, -1],
         positions=batch.positions[:, -1],
-        seen=seen,
+        seen=seen_in(batch, logits.shape[-1]),
         done=jnp.zeros(batch.tokens.shape[0], bool),
         keys=keys,
     )
@@ -103,7 +98,7 @@ def steps(
     _check_length(model, batch, max_new_tokens)
     seeds = np.zeros(rows, np.uint32) if seeds is None else np.asarray(seeds, np.uint32)
     keys = jax.vmap(jax.random.key)(seeds)
-    slots = -(-(length + max_new_tokens) // SLOT_BUCKET) * SLOT_BUCKET
+    slots = cache_slots(length + max_new_tokens)
     options = {"sampling": sampling, "eos_ids": eos_ids, "dtype": dtype}
     state, logits = _prefill(model, batch, keys, slots=slots, **options)
     done = np.zeros(rows, bool)
@@ -134,8 +129,19 @@ def generate(
     on_token: Callable[[np.ndarray, np.ndarray], None] | None = None,
     **options,
 ) -> list[list[int]]:
-    """New ids of every row, without EOS. Options as in `steps`; `on_token(ids, done)` is called for streaming."""
+    """New ids of every row, without EOS. Options as in `steps`; `on_token(ids, done)` is called for streaming.
+
+    With `sampling.beams` the answers are known at the end alone, and streamed then.
+    """
     eos_ids = options.get("eos_ids", ())
+    if options.get("sampling", Sampling()).beams > 1:
+        options.pop("seeds", None)
+        _check_length(model, batch, max_new_tokens)
+        answers = beam.search(model, batch, max_new_tokens=max_new_tokens, **options)
+        for column in range(max(map(len, answers)) if on_token else 0):
+            done = np.array([column >= len(answer) for answer in answers])
+            on_token(np.array([0 if over else answer[column] for answer, over in zip(answers, done)]), done)
+        return answers
     answers: list[list[int]] = [[] for _ in range(batch.shape[0])]
     for ids, done, _ in steps(model, batch, max_new_tokens=max_new_tokens, **options):
         for row, answer in enumerate(answers):

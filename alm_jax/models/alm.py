@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from alm_jax.audio.frontend import KaldiFbank, WhisperLogMel
+from alm_jax.audio.frontend import KaldiFbank, LibrosaLogMel, WhisperLogMel
 from alm_jax.core import axes as ax
 from alm_jax.core.errors import ConfigError
 from alm_jax.core.mesh import constrain
 from alm_jax.core.sequence import Batch
 from alm_jax.layers import initializers as init
+from alm_jax.models.aligners.mapper import MapperConfig
 from alm_jax.models.aligners.pooled_linear import PooledLinearConfig
 from alm_jax.models.aligners.qformer import QFormerConfig
 from alm_jax.models.aligners.tltr import TltrConfig
@@ -22,14 +23,15 @@ from alm_jax.models.decoders.gpt2 import Gpt2Config
 from alm_jax.models.decoders.llama import LlamaConfig
 from alm_jax.models.encoders.audio_mae import AudioMaeConfig
 from alm_jax.models.encoders.cav_mae import CavMaeConfig
+from alm_jax.models.encoders.clap import ClapEncoderConfig
 from alm_jax.models.encoders.whisper import WhisperConfig
 from alm_jax.models.features import AlignerText, Features
 from alm_jax.models.registry import module_of
 from alm_jax.models.vision import Vision, VisionConfig
 
-FrontendConfig = KaldiFbank | WhisperLogMel
-EncoderConfig = CavMaeConfig | WhisperConfig | AudioMaeConfig
-AlignerConfig = PooledLinearConfig | TltrConfig | QFormerConfig
+FrontendConfig = KaldiFbank | WhisperLogMel | LibrosaLogMel
+EncoderConfig = CavMaeConfig | WhisperConfig | AudioMaeConfig | ClapEncoderConfig
+AlignerConfig = PooledLinearConfig | TltrConfig | QFormerConfig | MapperConfig
 DecoderConfig = LlamaConfig | Gpt2Config
 
 
@@ -115,7 +117,9 @@ class AudioLanguageModel(nnx.Module):
     def heard(self, batch: Batch, dtype: jnp.dtype = jnp.float32, key: jax.Array | None = None) -> jax.Array:
         """The aligner tokens [B, A * T, D] of a batch with audio."""
         text = None if batch.aligner_tokens is None else AlignerText(batch.aligner_tokens, batch.aligner_mask)
-        return self.audio_tokens(batch.audio.astype(dtype), text, key)
+        # Ids of texts that stand for clips are exact as they are.
+        audio = batch.audio if jnp.issubdtype(batch.audio.dtype, jnp.integer) else batch.audio.astype(dtype)
+        return self.audio_tokens(audio, text, key).astype(dtype)
 
     def seen(self, batch: Batch, dtype: jnp.dtype = jnp.float32, key: jax.Array | None = None) -> jax.Array:
         """The aligner tokens [B, I * T, D] of a batch with images."""

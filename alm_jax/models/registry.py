@@ -7,6 +7,7 @@ from typing import Any
 from alm_jax.core.config import did_you_mean
 from alm_jax.core.errors import ConfigError
 from alm_jax.layers.dense import Lora
+from alm_jax.models.aligners.mapper import Mapper, MapperConfig
 from alm_jax.models.aligners.pooled_linear import PooledLinear, PooledLinearConfig
 from alm_jax.models.aligners.qformer import PretrainingConfig, QFormer, QFormerConfig
 from alm_jax.models.aligners.tltr import Tltr, TltrConfig
@@ -17,6 +18,7 @@ from alm_jax.models.decoders.whisper import WhisperDecoderConfig, WhisperSeq2Seq
 from alm_jax.models.encoders.ast import Ast, AstConfig
 from alm_jax.models.encoders.audio_mae import AudioMae, AudioMaeConfig
 from alm_jax.models.encoders.cav_mae import CavMae, CavMaeConfig
+from alm_jax.models.encoders.clap import ClapEncoder, ClapEncoderConfig
 from alm_jax.models.encoders.cnn14 import Cnn14, Cnn14Config
 from alm_jax.models.encoders.htsat import Htsat, HtsatConfig
 from alm_jax.models.encoders.vit import Vit, VitConfig
@@ -27,6 +29,7 @@ ENCODERS = {
     "cav_mae": (CavMaeConfig, CavMae),
     "ast": (AstConfig, Ast),
     "audio_mae": (AudioMaeConfig, AudioMae),
+    "clap_encoder": (ClapEncoderConfig, ClapEncoder),
     "cnn14": (Cnn14Config, Cnn14),
     "htsat": (HtsatConfig, Htsat),
     "vit": (VitConfig, Vit),
@@ -36,6 +39,7 @@ ALIGNERS = {
     "pooled_linear": (PooledLinearConfig, PooledLinear),
     "tltr": (TltrConfig, Tltr),
     "qformer": (QFormerConfig, QFormer),
+    "mapper": (MapperConfig, Mapper),
 }
 DECODERS = {"llama": (LlamaConfig, Llama), "gpt2": (Gpt2Config, Gpt2)}
 TEXT = {"bert": (BertConfig, Bert)}
@@ -76,6 +80,7 @@ CONFIGS: dict[str, Any] = {
     "ast_10_10_0.4593": AstConfig(classes=527),
     "audio_mae": AudioMaeConfig(),
     "audio_mae_audioset": AudioMaeConfig(classes=527),
+    "clap_encoder": ClapEncoderConfig(),
     "cnn14": Cnn14Config(),
     "cnn14_audioset": Cnn14Config(classes=527),
     "htsat": HtsatConfig(),
@@ -88,6 +93,7 @@ CONFIGS: dict[str, Any] = {
     "pooled_linear": PooledLinearConfig(),
     "tltr": TltrConfig(),
     "qformer": QFormerConfig(),
+    "mapper": MapperConfig(),
     "blip2_qformer": QFormerConfig(**_BLIP, reads_text=False),
     "instructblip_qformer": QFormerConfig(**_BLIP),
     "qformer_pretraining": PretrainingConfig(),
