@@ -76,6 +76,21 @@ MODELS = [
     Model("RoBERTa base", "RoBERTa", "roberta_base", "f32", "FacebookAI/roberta-base"),
     Model("RoBERTa large", "RoBERTa", "roberta_large", "f32", "FacebookAI/roberta-large"),
     Model("all-MiniLM-L6-v2", "MiniLM sentence encoder", "minilm_l6", "f32", "sentence-transformers/all-MiniLM-L6-v2"),
+    Model("Whisper tiny", "Whisper", "whisper_seq2seq_tiny", "f32", "openai/whisper-tiny"),
+    Model("Whisper base", "Whisper", "whisper_seq2seq_base", "f32", "openai/whisper-base"),
+    Model("Whisper small", "Whisper", "whisper_seq2seq_small", "f32", "openai/whisper-small"),
+    Model("Whisper medium", "Whisper", "whisper_seq2seq_medium", "f32", "openai/whisper-medium"),
+    Model("Whisper large", "Whisper", "whisper_seq2seq_large_v1", "f32", "openai/whisper-large"),
+    Model("Whisper large v2", "Whisper", "whisper_seq2seq_large_v2", "f32", "openai/whisper-large-v2"),
+    Model("Whisper large v3", "Whisper", "whisper_seq2seq_large_v3", "f16", "openai/whisper-large-v3"),
+    Model(
+        "Whisper large v3 turbo", "Whisper", "whisper_seq2seq_large_v3_turbo", "f16", "openai/whisper-large-v3-turbo"
+    ),
+    Model("AST", "AST with classifier", "ast_10_10_0.4593", "f32", "MIT/ast-finetuned-audioset-10-10-0.4593"),
+    Model("Audio-MAE", "Audio-MAE, fine-tuned, stride 16", "audio_mae_audioset", "f32", "finetuned.pth"),
+    Model("PANNs CNN14", "PANNs CNN14", "cnn14_audioset", "f32", "Cnn14_mAP=0.431.pth"),
+    Model("LAION CLAP", "LAION CLAP", "clap_htsat_unfused", "f32", "laion/clap-htsat-unfused"),
+    Model("LAION CLAP, fused", "LAION CLAP with fusion", "clap_htsat_fused", "f32", "laion/clap-htsat-fused"),
 ]
 
 PAGE_TEXT = """# Models
@@ -103,6 +118,9 @@ a path.
 | Model | `config` | PyTorch class | Direction | Forward | Gradients | Parameters | Memory | Command |
 |---|---|---|---|---|---|---|---|---|
 {models}
+
+MS-CLAP 2023 and the systems LTU, LTU-AS and APT have no class in PyTorch libraries: `tools/check_golden.py` compares
+them with recorded outputs of the official code.
 
 To write a model back, convert what the command wrote:
 
