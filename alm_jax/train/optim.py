@@ -20,9 +20,12 @@ class OptimConfig:
 
     Attributes:
         learning_rate: the base rate, reached after the warm-up.
-        schedule: after the warm-up `linear` decay to 0, half a `cosine`, or `constant`.
-        warmup_steps: updates over which the rate grows linearly; the first update has rate 0.
-        betas, eps, weight_decay: AdamW; the decay is decoupled and acts on every trained parameter.
+        schedule: after the warm-up `linear` decay to `final_rate`, half a `cosine`, or `constant`.
+        warmup_steps: updates over which the rate grows linearly from `first_rate`, that of the first update.
+        first_rate, final_rate: where the warm-up begins and the decay ends.
+        epoch_steps: None decays at each update after the warm-up; else the rate falls every so many updates, by the
+            share of all steps that is done, and stands still between (LAVIS's `linear_warmup_cosine`).
+        betas, eps, weight_decay: AdamW; the decay is decoupled. no_decay: patterns of parameters that it spares.
         clip_norm: gradients are scaled down to this global norm; None leaves them.
         lr_scale: `{path pattern: factor}` on the learning rate; the first pattern that fits a path counts.
     """
@@ -30,9 +33,13 @@ class OptimConfig:
     learning_rate: float = 1e-4
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup_steps: int = 100
+    first_rate: float = 0.0
+    final_rate: float = 0.0
+    epoch_steps: int | None = None
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
+    no_decay: tuple[str, ...] = ()
     clip_norm: float | None = 1.0
     lr_scale: dict[str, float] = field(default_factory=dict)
 
@@ -40,6 +47,12 @@ class OptimConfig:
         expected = {
             "learning_rate": ("a number of 0 or more", self.learning_rate >= 0),
             "warmup_steps": ("0 or more", self.warmup_steps >= 0),
+            "first_rate": ("from 0 to learning_rate", 0 <= self.first_rate <= self.learning_rate),
+            "final_rate": ("from 0 to learning_rate", 0 <= self.final_rate <= self.learning_rate),
+            "epoch_steps": (
+                f"None, or at least 1 and the {self.warmup_steps} warmup_steps",
+                self.epoch_steps is None or self.epoch_steps >= max(1, self.warmup_steps),
+            ),
             "betas": ("two numbers from 0 to below 1", all(0 <= beta < 1 for beta in self.betas)),
             "eps": ("a number above 0", self.eps > 0),
             "weight_decay": ("a number of 0 or more", self.weight_decay >= 0),
@@ -63,7 +76,7 @@ def make_optimizer(config: OptimConfig, total_steps: int) -> Optimizer:
     b1, b2 = config.betas
     parts = [
         optax.scale_by_adam(b1, b2, config.eps),
-        optax.add_decayed_weights(config.weight_decay),
+        optax.add_decayed_weights(config.weight_decay, mask=_decayed(config.no_decay) if config.no_decay else None),
         optax.scale_by_learning_rate(schedule),
     ]
     if config.clip_norm is not None:
@@ -74,12 +87,15 @@ def make_optimizer(config: OptimConfig, total_steps: int) -> Optimizer:
 
 
 def make_schedule(config: OptimConfig, total_steps: int) -> Callable[[jax.Array], jax.Array]:
-    """Rate of update k = 0, 1, ... as in `transformers.get_scheduler`: base * k / warm-up, then the decay to 0 at T.
+    """Rate of update k = 0, 1, ...: linear growth to the base over the warm-up, then the decay, which ends at T.
+
+    By default as in `transformers.get_scheduler`, with `epoch_steps` as in LAVIS (`common/optims.py`).
 
     Raises:
         ConfigError: an unknown schedule.
     """
-    warmup, decay_steps = config.warmup_steps, max(1, total_steps - config.warmup_steps)
+    warmup, base = config.warmup_steps, config.learning_rate
+    begin, every = (warmup, 1) if config.epoch_steps is None else (0, config.epoch_steps)
     decays = {
         "linear": lambda progress: 1.0 - progress,
         "cosine": lambda progress: 0.5 * (1.0 + jnp.cos(jnp.pi * progress)),
@@ -91,9 +107,10 @@ def make_schedule(config: OptimConfig, total_steps: int) -> Callable[[jax.Array]
 
     def schedule(count: jax.Array) -> jax.Array:
         count = jnp.asarray(count, jnp.float32)
-        progress = jnp.clip((count - warmup) / decay_steps, 0.0, 1.0)
-        factor = jnp.where(count < warmup, count / max(1, warmup), decay(progress))
-        return config.learning_rate * factor
+        progress = jnp.clip((count - begin) // every * every / max(1, total_steps - begin), 0.0, 1.0)
+        growing = config.first_rate + (base - config.first_rate) * count / max(1, warmup)
+        falling = config.final_rate + (base - config.final_rate) * decay(progress)
+        return jnp.where(count < warmup, growing, falling)
 
     return schedule
 
@@ -107,6 +124,10 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
         return jax.tree.map(lambda g: g * scale, updates)
 
     return optax.stateless(clip)
+
+
+def _decayed(spared: tuple[str, ...]) -> Callable[[dict[str, jax.Array]], dict[str, bool]]:
+    return lambda params: {path: not any(fnmatchcase(path, pattern) for pattern in spared) for path in params}
 
 
 def _scale_by_path(factors: dict[str, float]) -> optax.GradientTransformation:

@@ -33,6 +33,27 @@ def test_schedules_are_those_of_transformers(name):
         scheduler.step()
 
 
+def test_staircase_is_that_of_lavis():
+    """`LinearWarmupCosineLRScheduler` (lavis/common/optims.py), written out: the warm-up is all of epoch 0."""
+    steps, epoch, warmup, first, base, final = 50, 10, 6, 1e-6, 1e-4, 1e-5
+    config = OptimConfig(base, "cosine", warmup, first, final, epoch)
+    schedule = make_schedule(config, steps)
+    for k in range(steps):
+        turn = np.cos(np.pi * (k // epoch) / (steps / epoch))
+        rate = (base - final) * 0.5 * (1 + turn) + final
+        expected = min(base, first + (base - first) * k / warmup) if k < epoch else rate
+        np.testing.assert_allclose(schedule(k), expected, rtol=1e-6)  # float32
+
+
+def test_what_is_spared_from_decay():
+    config = OptimConfig(0.5, "constant", 0, weight_decay=0.1, no_decay=("*.bias",), clip_norm=None)
+    optimizer = make_optimizer(config, 10).transform
+    params = {"a.kernel": jnp.ones(2), "a.bias": jnp.ones(2)}
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    np.testing.assert_allclose(updates["a.kernel"], -0.05, rtol=1e-6)
+    np.testing.assert_array_equal(updates["a.bias"], 0)
+
+
 def test_no_warmup_starts_at_the_base_rate():
     assert make_schedule(OptimConfig(learning_rate=0.5, warmup_steps=0), 4)(0) == 0.5
 
@@ -45,7 +66,7 @@ def test_adamw_with_clipping_is_torch():
     official = {path: torch.nn.Parameter(torch.tensor(v, dtype=torch.float32)) for path, v in start.items()}
     groups = [{"params": [official["a.kernel"]]}, {"params": [official["b"]], "lr": 1e-2 * 0.25}]
     adamw = torch.optim.AdamW(groups, lr=1e-2, betas=(0.8, 0.95), eps=1e-6, weight_decay=0.1)
-    config = OptimConfig(1e-2, "constant", 0, (0.8, 0.95), 1e-6, 0.1, lr_scale={"b*": 0.25})
+    config = OptimConfig(1e-2, "constant", 0, betas=(0.8, 0.95), eps=1e-6, weight_decay=0.1, lr_scale={"b*": 0.25})
     optimizer = make_optimizer(config, 10).transform
     params = {path: jnp.asarray(v, jnp.float32) for path, v in start.items()}
     state = optimizer.init(params)
