@@ -55,6 +55,8 @@ class DataSpec:
         seed: of the order and of what is random in a row.
         shuffle: a new order each epoch; otherwise the files' order (by the first row of each batch).
         mixing: `mixed` draws a batch from all sources, `one_source_per_batch` from one.
+        ratios: of the sources' batches, where each has its own; empty: a source gives as many as its rows fill. An
+            epoch is as long either way: a source that is asked for less goes on where it was in the next.
         last: what fills up the last batch of an epoch: rows of the same epoch once more (`wrap`, for training), or
             places without a row and without loss (`pad`, so that an evaluation counts every row once).
         max_bad_share: share of rows that may be bad, in the file or at loading, before the run stops.
@@ -67,6 +69,7 @@ class DataSpec:
     seed: int = 0
     shuffle: bool = True
     mixing: Literal["mixed", "one_source_per_batch"] = "mixed"
+    ratios: tuple[float, ...] = ()
     last: Literal["wrap", "pad"] = "wrap"
     max_bad_share: float = 0.01
     workers: int = 0
@@ -82,6 +85,12 @@ class DataSpec:
             raise ConfigError("sources is empty, expected at least one")
         if self.workers < 0 or self.seed < 0:
             raise ConfigError(f"workers is {self.workers}, seed {self.seed}; expected 0 or more of each")
+        if self.ratios and (len(self.ratios) != len(self.sources) or not min(self.ratios) > 0):
+            raise ConfigError(
+                f"ratios are {self.ratios}, expected a number above 0 for each of {len(self.sources)} sources"
+            )
+        if self.ratios and self.mixing != "one_source_per_batch":
+            raise ConfigError(f"ratios are of batches of one source; mixing is {self.mixing!r}")
         if not 0 <= self.max_bad_share <= 1:
             raise ConfigError(f"max_bad_share is {self.max_bad_share}, expected 0 to 1")
 
@@ -139,7 +148,9 @@ class Plan:
         )
         mixed = spec.mixing == "mixed"
         self._groups = [(0, int(self._starts[-1]))] if mixed else list(zip(self._starts[:-1], self._starts[1:]))
-        self.steps_per_epoch = sum(-(-int(end - start) // spec.batch_size) for start, end in self._groups)
+        self._own = [-(-int(end - start) // spec.batch_size) for start, end in self._groups]
+        self.steps_per_epoch = sum(self._own)
+        self._taken = _shares(spec.ratios, self.steps_per_epoch) if spec.ratios else self._own
         self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._lock = threading.Lock()
 
@@ -168,33 +179,54 @@ class Plan:
             return self._epochs[epoch]
 
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        shuffle, size = self.spec.shuffle, self.spec.batch_size
-        buckets: list[np.ndarray] = []
-        batches: list[np.ndarray] = []
-        for number, (start, end) in enumerate(self._groups):
-            order = np.arange(start, end, dtype=np.int32)
-            if shuffle:
-                order = order[_permutation(len(order), self.spec.seed, epoch, number)]
-            bucket_of = self._bucket_of[order]
-            left, largest = order[:0], int(bucket_of.max())
-            for bucket in range(largest + 1):
-                queue = np.concatenate([left, order[bucket_of == bucket]])
-                full = len(queue) // size * size
-                batches.append(queue[:full].reshape(-1, size))
-                buckets.append(np.full(len(batches[-1]), bucket, np.int8))
-                left = queue[full:]
-            if len(left):
-                wrap = np.resize(order, size - len(left))
-                filling = wrap if self.spec.last == "wrap" else np.full_like(wrap, -1)
-                batches.append(np.concatenate([left, filling])[None])
-                buckets.append(np.full(1, largest, np.int8))
-        entries, bucket_of_batch = np.concatenate(batches), np.concatenate(buckets)
+        parts = [self._batches(group, epoch * taken, taken) for group, taken in enumerate(self._taken)]
+        bucket_of_batch, entries = map(np.concatenate, zip(*parts))
         order = (
             _permutation(len(entries), self.spec.seed, epoch, len(self._groups))
-            if shuffle
+            if self.spec.shuffle
             else np.argsort(entries[:, 0], kind="stable")
         )
         return bucket_of_batch[order], entries[order]
+
+    def _batches(self, group: int, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Batches `first` to `first + count - 1` of a group, in its own order of its own epochs."""
+        own, buckets, batches = (
+            self._own[group],
+            [np.zeros(0, np.int8)],
+            [np.zeros((0, self.spec.batch_size), np.int32)],
+        )
+        for epoch in range(first // own, -(-(first + count) // own)):
+            bucket_of, entries = self._group_order(group, epoch)
+            if count != own and self.spec.shuffle:  # parts of an epoch hold all buckets
+                order = _permutation(own, self.spec.seed, epoch, group, own)
+                bucket_of, entries = bucket_of[order], entries[order]
+            part = slice(max(0, first - epoch * own), first + count - epoch * own)
+            buckets.append(bucket_of[part])
+            batches.append(entries[part])
+        return np.concatenate(buckets), np.concatenate(batches)
+
+    def _group_order(self, number: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """(bucket of each batch, entries) of a group's epoch, bucket by bucket."""
+        size, (start, end) = self.spec.batch_size, self._groups[number]
+        order = np.arange(start, end, dtype=np.int32)
+        if self.spec.shuffle:
+            order = order[_permutation(len(order), self.spec.seed, epoch, number)]
+        buckets: list[np.ndarray] = []
+        batches: list[np.ndarray] = []
+        bucket_of = self._bucket_of[order]
+        left, largest = order[:0], int(bucket_of.max())
+        for bucket in range(largest + 1):
+            queue = np.concatenate([left, order[bucket_of == bucket]])
+            full = len(queue) // size * size
+            batches.append(queue[:full].reshape(-1, size))
+            buckets.append(np.full(len(batches[-1]), bucket, np.int8))
+            left = queue[full:]
+        if len(left):
+            wrap = np.resize(order, size - len(left))
+            filling = wrap if self.spec.last == "wrap" else np.full_like(wrap, -1)
+            batches.append(np.concatenate([left, filling])[None])
+            buckets.append(np.full(1, largest, np.int8))
+        return np.concatenate(buckets), np.concatenate(batches)
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_epochs")}
@@ -202,6 +234,14 @@ class Plan:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
         self._epochs, self._lock = {}, threading.Lock()
+
+
+def _shares(ratios: Sequence[float], total: int) -> list[int]:
+    """`total` divided in these ratios: whole numbers, the largest remainders rounded up."""
+    exact = np.array(ratios) / sum(ratios) * total
+    shares = np.floor(exact).astype(int)
+    shares[np.argsort(shares - exact, kind="stable")[: total - shares.sum()]] += 1
+    return shares.tolist()
 
 
 def _permutation(n: int, *key: int) -> np.ndarray:

@@ -78,6 +78,21 @@ def test_without_shuffling_rows_come_in_order():
     assert [b.entries[0][0] for b in two] == [0] * 13 + [1] * 9
 
 
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_sources_in_given_ratios(shuffle):
+    """Sources of 13 and 9 batches at 1 to 3: of an epoch's 22, 5.5 and 16.5 become 6 and 16."""
+    spec = replace(SPEC, mixing="one_source_per_batch", ratios=(1.0, 3.0), shuffle=shuffle)
+    plan = Plan(LENGTHS, spec)
+    epochs = [epoch(plan, number) for number in range(13)]
+    for batches in epochs:
+        assert all(len({s for s, _, _ in batch.entries}) == 1 for batch in batches)
+        assert Counter(batch.entries[0][0] for batch in batches) == {0: 6, 1: 16}
+    # A source goes on where it was: in 13 epochs the first has been through its rows six times (3 fill its last batch).
+    heard = [n for (source, _), n in counts(b for batches in epochs for b in batches).items() if source == 0]
+    assert len(heard) == 101 and min(heard) == 6 and sum(heard) == 6 * 13 * 8
+    assert pickle.loads(pickle.dumps(plan))(100) == plan(100) == Plan(LENGTHS, spec)(100)
+
+
 def test_fewer_rows_than_a_batch():
     plan = Plan([np.array([5, 50])], DataSpec(sources=(Source("a"),), batch_size=5, buckets=(16, 64)))
     assert plan.steps_per_epoch == 1
@@ -104,6 +119,9 @@ def test_millions_of_rows():
         ({"sources": ()}, "sources is empty"),
         ({"workers": -1}, "workers is -1"),
         ({"seed": -1}, "seed -1"),
+        ({"ratios": (1.0, 2.0)}, "ratios are of batches of one source; mixing is 'mixed'"),
+        ({"ratios": (1.0,), "mixing": "one_source_per_batch"}, "expected a number above 0 for each of 2 sources"),
+        ({"ratios": (1.0, 0.0), "mixing": "one_source_per_batch"}, "expected a number above 0"),
         ({"max_bad_share": 2.0}, "max_bad_share is 2.0, expected 0 to 1"),
     ],
 )
