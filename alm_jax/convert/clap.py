@@ -11,10 +11,11 @@ from alm_jax.convert.formats import TensorFile
 from alm_jax.convert.rules import LINEAR, SCALAR, VECTOR, Rule, Table
 from alm_jax.convert.sizes import from_settings, settings_of, shape_of, to_settings, told_by
 from alm_jax.core.errors import CheckpointError
-from alm_jax.models.clap import LAION_CLAP, LAION_CLAP_FUSED, ClapConfig
+from alm_jax.models.clap import LAION_CLAP_FUSED, ClapConfig, LaionClapConfig
 from alm_jax.models.encoders.htsat import HtsatConfig
 from alm_jax.models.text.bert import BertConfig
 
+_USUAL = LaionClapConfig()
 _SETTINGS = {"dim": "projection_dim"}
 _FIXED = {"model_type": "clap", "projection_hidden_act": "relu"}
 
@@ -46,7 +47,7 @@ _PROJECTION = Table(
 )
 
 
-def hf(config: ClapConfig) -> Table:
+def hf(config: LaionClapConfig) -> Table:
     """`audio_model.audio_encoder.*`, `text_model.encoder.layer.{i}.*`, ..."""
     rules = [Rule("logit_scale", ("logit_scale_a", "logit_scale_t"), SCALAR)]
     for tower in ("audio", "text"):
@@ -64,7 +65,7 @@ def sizes(file: TensorFile) -> ClapConfig:
     return ClapConfig(htsat.sizes(file), gpt2.sizes(file), projection[0] if projection else ClapConfig().dim)
 
 
-def hf_sizes(file: TensorFile) -> ClapConfig:
+def hf_sizes(file: TensorFile) -> LaionClapConfig:
     """Sizes that `config.json` tells, or those read off a file of LAION CLAP where there is none.
 
     Raises:
@@ -73,17 +74,17 @@ def hf_sizes(file: TensorFile) -> ClapConfig:
     if told := settings_of(file):
         return told_by(file, from_hf_config, told)
     projection = shape_of(file, r"audio_projection\.linear1\.weight$", 2)
-    text = replace(bert.sizes(file), norm_eps=LAION_CLAP.text.norm_eps)
-    return _laion(htsat.sizes(file), text, projection[0] if projection else LAION_CLAP.dim)
+    text = replace(bert.sizes(file), norm_eps=_USUAL.text.norm_eps)
+    return _laion(htsat.sizes(file), text, projection[0] if projection else _USUAL.dim)
 
 
-def from_hf_config(settings: Mapping[str, Any]) -> ClapConfig:
+def from_hf_config(settings: Mapping[str, Any]) -> LaionClapConfig:
     """The model that a `config.json` of `transformers` describes (`ClapConfig`), which leaves out what is as usual.
 
     Raises:
         CheckpointError: settings have no counterpart; all are listed.
     """
-    usual, problems, towers = to_hf_config(LAION_CLAP), [], {}
+    usual, problems, towers = to_hf_config(_USUAL), [], {}
     for part, read in (("audio_config", htsat.from_hf_config), ("text_config", bert.from_hf_config)):
         told = usual[part] | dict(settings.get(part) or {})
         try:
@@ -94,12 +95,12 @@ def from_hf_config(settings: Mapping[str, Any]) -> ClapConfig:
     return _laion(towers["audio_config"], towers["text_config"], dim)
 
 
-def _laion(audio: HtsatConfig, text: BertConfig, dim: int) -> ClapConfig:
+def _laion(audio: HtsatConfig, text: BertConfig, dim: int) -> LaionClapConfig:
     """Its front end is the published one of models with fusion or without."""
-    return replace(LAION_CLAP_FUSED if audio.fusion else LAION_CLAP, audio=audio, text=text, dim=dim)
+    return replace(LAION_CLAP_FUSED if audio.fusion else _USUAL, audio=audio, text=text, dim=dim)
 
 
-def to_hf_config(config: ClapConfig) -> dict[str, Any]:
+def to_hf_config(config: LaionClapConfig) -> dict[str, Any]:
     """The content of `config.json` for LAION CLAP."""
     return {
         "architectures": ["ClapModel"],

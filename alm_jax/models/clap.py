@@ -45,16 +45,20 @@ class ClapConfig:
     frontend: LibrosaLogMel = field(default=LibrosaLogMel())
 
 
-LAION_CLAP = ClapConfig(
-    audio=HtsatConfig(),
-    text=BertConfig(vocab_size=50265, positions=514, position_offset=2, token_types=1),
-    dim=512,
-    projection="mlp",
-    scales=2,
-    frontend=LibrosaLogMel(48000, None, hop=480, seconds=10.0, padding="repeatpad"),
-)
-LAION_CLAP_FUSED = replace(
-    LAION_CLAP, audio=HtsatConfig(fusion=True), frontend=replace(LAION_CLAP.frontend, mel_scale="htk")
+@dataclass(frozen=True)
+class LaionClapConfig(ClapConfig):
+    """The same with the defaults of LAION's `clap-htsat-unfused`."""
+
+    audio: HtsatConfig = HtsatConfig()
+    text: BertConfig = BertConfig(vocab_size=50265, positions=514, position_offset=2, token_types=1)
+    dim: int = 512
+    projection: Literal["residual", "mlp"] = "mlp"
+    scales: Literal[1, 2] = 2
+    frontend: LibrosaLogMel = field(default=LibrosaLogMel(48000, None, hop=480, seconds=10.0, padding="repeatpad"))
+
+
+LAION_CLAP_FUSED = LaionClapConfig(
+    audio=HtsatConfig(fusion=True), frontend=replace(LaionClapConfig().frontend, mel_scale="htk")
 )
 
 

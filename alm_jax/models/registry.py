@@ -11,7 +11,7 @@ from alm_jax.models.aligners.mapper import Mapper, MapperConfig
 from alm_jax.models.aligners.pooled_linear import PooledLinear, PooledLinearConfig
 from alm_jax.models.aligners.qformer import PretrainingConfig, QFormer, QFormerConfig
 from alm_jax.models.aligners.tltr import Tltr, TltrConfig
-from alm_jax.models.clap import LAION_CLAP, LAION_CLAP_FUSED, Clap, ClapConfig
+from alm_jax.models.clap import LAION_CLAP_FUSED, Clap, ClapConfig, LaionClapConfig
 from alm_jax.models.decoders.gpt2 import Gpt2, Gpt2Config
 from alm_jax.models.decoders.llama import LLAMAS, Llama, LlamaConfig
 from alm_jax.models.decoders.whisper import WhisperDecoderConfig, WhisperSeq2Seq, WhisperSeq2SeqConfig
@@ -46,6 +46,7 @@ TEXT = {"bert": (BertConfig, Bert)}
 MODELS = {  # whole models, no part of a system
     "whisper_seq2seq": (WhisperSeq2SeqConfig, WhisperSeq2Seq),
     "clap": (ClapConfig, Clap),
+    "laion_clap": (LaionClapConfig, Clap),
 }
 
 
@@ -86,7 +87,7 @@ CONFIGS: dict[str, Any] = {
     "htsat": HtsatConfig(),
     "eva_vit_g": VitConfig(),
     "msclap_2023": ClapConfig(),
-    "clap_htsat_unfused": LAION_CLAP,
+    "clap_htsat_unfused": LaionClapConfig(),
     "clap_htsat_fused": LAION_CLAP_FUSED,
     **{f"whisper_{size}": config for size, config in _WHISPERS.items()},
     **{f"whisper_seq2seq_{size}": _whole_whisper(size) for size in _WHISPERS},
