@@ -127,7 +127,7 @@ def choose_target(weights: Weights, word: str | None) -> tuple[Weights, Target]:
     Raises:
         UsageError: the weights cannot be written so.
     """
-    from alm_jax.cli.checkpoints import is_hf, layouts_of
+    from alm_jax.convert.checkpoint import is_hf, layouts_of
     from alm_jax.convert.layouts import LAYOUTS
     from alm_jax.convert.names import ADAPTER, PLAIN
 
@@ -232,8 +232,8 @@ def write(folder: Path, weights: Weights, target: Target, dtype: Any, shard_byte
 
 def _write_encoder(folder: Path, weights: Weights, left: dict[str, Any], put: Any) -> None:
     """The encoder of a system whose layout has no place for it, in its own."""
-    from alm_jax.cli.checkpoints import layout_for
     from alm_jax.convert import alm, save
+    from alm_jax.convert.checkpoint import layout_for
     from alm_jax.convert.layouts import LAYOUTS
     from alm_jax.infer.checkpoint import ENCODER
 
@@ -246,8 +246,8 @@ def _write_encoder(folder: Path, weights: Weights, left: dict[str, Any], put: An
 
 def _write_settings(folder: Path, weights: Weights, target: Target, dtypes: set[str]) -> None:
     """`config.json`: of transformers where the names are, else of this library; or `adapter_config.json`."""
-    from alm_jax.cli.checkpoints import heads_are_known, is_hf
     from alm_jax.convert import alm
+    from alm_jax.convert.checkpoint import heads_are_known, is_hf
     from alm_jax.convert.layouts import LAYOUTS
     from alm_jax.convert.peft import to_adapter_config
     from alm_jax.core.config import to_json
@@ -285,6 +285,7 @@ def _write_tokenizer(folder: Path, weights: Weights) -> None:
     """The tokenizer, if it is known or lies beside the weights; its size has to fit theirs."""
     from alm_jax.core.errors import ConfigError
     from alm_jax.data.tokenizer import check_size, load_tokenizer
+    from alm_jax.infer.checkpoint import ALIGNER
 
     if weights.tokenizer is None and weights.folder is not None:
         for name in sorted({path for pattern in _BESIDE for path in weights.folder.glob(pattern) if path.is_file()}):
@@ -293,6 +294,8 @@ def _write_tokenizer(folder: Path, weights: Weights) -> None:
     rows = getattr(decoder, "vocab_size", None)
     if weights.tokenizer is not None:
         weights.tokenizer.save(folder)
+    if weights.aligner_tokenizer is not None:
+        weights.aligner_tokenizer.save(folder / ALIGNER)
     if rows is None:
         return
     try:
@@ -303,8 +306,8 @@ def _write_tokenizer(folder: Path, weights: Weights) -> None:
 
 
 def _card(weights: Weights, target: Target, dtype: Any) -> str:
-    from alm_jax.cli.checkpoints import is_hf
     from alm_jax.convert.card import write_card
+    from alm_jax.convert.checkpoint import is_hf
 
     kind = type(weights.config.aligner if weights.is_system else weights.config).__name__.removesuffix("Config")
     if target.stem == "adapter_model":

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from alm_jax.cli.checkpoints import Checkpoint, layout_for, open_checkpoint, origin_of, shapes_of, stored_in
 from alm_jax.convert import alm
 from alm_jax.convert.card import Provenance, provenance
+from alm_jax.convert.checkpoint import Checkpoint, layout_for, open_checkpoint, origin_of, shapes_of, stored_in
 from alm_jax.convert.formats import open_tensors
 from alm_jax.convert.hub import resolve
 from alm_jax.convert.layouts import LAYOUTS, kind_of
@@ -29,7 +29,7 @@ class Weights:
         origin: the layout and names that they came in (of a run: those of its published system).
         dead: tensors that no parameter takes, by canonical name in the layout of origin.
         sources, training: for the model card. folder: where a checkpoint's other files lie.
-        spec, tokenizer: of a whole system.
+        spec, tokenizer, aligner_tokenizer: of a whole system.
         lora: rank and scale of its adapters, where they are told.
     """
 
@@ -44,6 +44,7 @@ class Weights:
     spec: Any = None
     tokenizer: Any = None
     lora: Any = None
+    aligner_tokenizer: Any = None
 
     @property
     def adapters(self) -> dict[str, Any]:
@@ -160,6 +161,7 @@ def _system(opened: Checkpoint, bases: Sequence[str], tokenizer: str | None) -> 
         system.spec,
         system.tokenizer,
         getattr(config.decoder, "lora", None),
+        system.aligner_tokenizer,
     )
 
 

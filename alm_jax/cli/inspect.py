@@ -119,7 +119,7 @@ class Leaf:
 
 
 def _inspect_checkpoint(name: str, every: bool) -> None:
-    from alm_jax.cli.checkpoints import open_checkpoint
+    from alm_jax.convert.checkpoint import open_checkpoint
     from alm_jax.convert.formats import open_tensors
     from alm_jax.convert.hub import resolve
     from alm_jax.convert.layouts import detect

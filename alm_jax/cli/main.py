@@ -25,7 +25,8 @@ COMMANDS = {
     "sweep": "run a config's variants and seeds, and compare them",
     "plan": "compile a config's step for a TPU topology and show memory per chip",
     "inspect": "list the parameters of a run, a checkpoint or a published model",
-    "convert": "translate a checkpoint from or to PyTorch names",
+    "convert": "write a run or checkpoint in the names of another library",
+    "verify": "compare the forward pass with transformers on the same weights",
     "scenes": "compose labelled clips into scenes with questions and answers",
     "tasks": "formulate labelled clips as rows of questions and answers",
 }

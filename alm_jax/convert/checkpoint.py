@@ -1,4 +1,4 @@
-"""Reading a checkpoint by its own layout: shared by `alm inspect`, `alm convert` and `alm verify`."""
+"""A checkpoint opened by its own layout: what it holds, before any tensor is read."""
 
 from __future__ import annotations
 
