@@ -10,6 +10,7 @@ from typing import Any
 
 from alm_jax.convert import (
     alm,
+    apt,
     ast,
     audio_mae,
     bert,
@@ -21,6 +22,7 @@ from alm_jax.convert import (
     llama,
     ltu,
     ltu_as,
+    mats,
     whisper,
 )
 from alm_jax.convert.formats import TensorFile
@@ -29,9 +31,13 @@ from alm_jax.convert.names import PLAIN, PUBLISHED, Style
 from alm_jax.convert.rules import Table
 from alm_jax.core.config import config_types
 from alm_jax.core.errors import CheckpointError
+from alm_jax.models.aligners.mapper import MapperConfig
 from alm_jax.models.aligners.pooled_linear import PooledLinearConfig
+from alm_jax.models.aligners.qformer import QFormerConfig
 from alm_jax.models.aligners.tltr import TltrConfig
+from alm_jax.models.encoders.audio_mae import AudioMaeConfig
 from alm_jax.models.encoders.cav_mae import CavMaeConfig
+from alm_jax.models.encoders.clap import ClapEncoderConfig
 from alm_jax.models.encoders.whisper import WhisperConfig
 
 
@@ -50,6 +56,7 @@ class Layout:
         becomes: of a layout that is read and not written, the one that is written instead.
         whole: of a part of a larger model (an encoder), the layout of a file that holds all of that.
         parts: of a system's layout, the classes of the encoder's and the aligner's config.
+        listens: of a model that is no encoder, what makes one of its config, and the encoder's table.
     """
 
     signature: tuple[str, ...]
@@ -61,6 +68,7 @@ class Layout:
     becomes: str = ""
     whole: str = ""
     parts: tuple[type, ...] = ()
+    listens: tuple[Callable[[Any], Any], Callable[[Any], Table]] | None = None
 
 
 _WHISPER_HEADS = "encoder_attention_heads"
@@ -80,6 +88,19 @@ LAYOUTS = {
         ltu_as.sizes,
         style=PUBLISHED,
         parts=(WhisperConfig, TltrConfig),
+    ),
+    "apt": Layout(
+        ("*Qformer.bert.encoder.layer.0.attention.self.query.weight", "*ln_audio.weight"),
+        apt.official,
+        apt.sizes,
+        parts=(AudioMaeConfig, QFormerConfig),
+    ),
+    "mats": Layout(
+        ("*audio_mapper.transformer.layers.0.attn.to_queries.weight", "*audio_llama_proj.weight"),
+        mats.official,
+        mats.sizes,
+        style=mats.PUBLISHED,
+        parts=(ClapEncoderConfig, MapperConfig),
     ),
     "cav_mae": Layout(
         ("*blocks_a.0.*", "*patch_embed_a.proj.weight"), cav_mae.official, cav_mae.sizes, "audio_num_heads"
@@ -120,6 +141,7 @@ LAYOUTS = {
         ("*audio_encoder.base.htsat.bn0.weight", "*caption_encoder.base.h.0.attn.c_attn.weight"),
         clap.official,
         clap.sizes,
+        listens=(ClapEncoderConfig, mats.clap_encoder),
     ),
     "clap_hf": Layout(
         ("*audio_model.audio_encoder.batch_norm.weight", "*text_model.encoder.layer.0.attention.self.query.weight"),

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from alm_jax.convert import clap, gpt2, htsat, llama
 from alm_jax.convert.formats import Below, TensorFile
+from alm_jax.convert.names import Style
 from alm_jax.convert.rules import LINEAR, TABLE, VECTOR, Part, Rule, Table, each
 from alm_jax.convert.sizes import count, shape_of
 from alm_jax.models.aligners.mapper import MapperConfig
@@ -20,6 +21,7 @@ from alm_jax.models.mats import LORA, mats
 _TOWERS = {"audio": "audio_encoder.", "text": "clap_text_encoder."}
 _DECODER = "llama_model."
 _MAPPER = "audio_mapper."
+PUBLISHED = Style(peft=_DECODER, adapter="default")
 
 _NORMS = {"norm1": "norm1", "norm2": "norm2"}
 _LAYERS = {"attn.o": "attn.project", "mlp.up": "mlp.fc1", "mlp.down": "mlp.fc2"}
@@ -50,11 +52,6 @@ def clap_encoder(config: ClapEncoderConfig) -> Table:
     if config.tower == "audio":
         return clap.audio_tower(config.clap).under("tower.", audio) + Table(ignored=(f"{text}*", "logit_scale"))
     return clap.text_tower(config.clap).under("tower.", text) + Table(ignored=(f"{audio}*", "logit_scale"))
-
-
-def clap_encoder_sizes(file: TensorFile) -> ClapEncoderConfig:
-    """The audio tower of a checkpoint of MS-CLAP."""
-    return ClapEncoderConfig(clap.sizes(file))
 
 
 def mapper(config: MapperConfig) -> Table:

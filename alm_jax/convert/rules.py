@@ -7,7 +7,7 @@ else is needed to read a checkpoint (`convert.load`) and to write the same bits 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
@@ -191,6 +191,13 @@ class Table:
     def __add__(self, other: Table) -> Table:
         names = ("rules", "dead", "ignored", "tied", "bare")
         return Table(**{name: (*getattr(self, name), *getattr(other, name)) for name in names})
+
+    def without(self, paths: Collection[str]) -> Table:
+        """The same table for a file beside another that fills these parameters: their keys are ignored."""
+        kept = tuple(rule for rule in self.rules if rule.path not in paths)
+        known = {key for rule in kept for key in rule.names}
+        dropped = {key for rule in self.rules for key in rule.names} - known
+        return replace(self, rules=kept, ignored=(*self.ignored, *sorted(dropped)))
 
     def under(self, ours: str = "", theirs: str = "") -> Table:
         """The same table for a part of a larger model: every path below `ours`, every key below `theirs`."""

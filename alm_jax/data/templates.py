@@ -14,7 +14,7 @@ class Template:
 
     Attributes:
         name: for records.
-        no_input: the prompt, with `{instruction}`.
+        no_input: the prompt, with `{instruction}`, and `<audio>` if a row's clips stand elsewhere than before it.
         with_input: the prompt of a row whose `input` is not empty, with `{instruction}` and `{input}`.
     """
 
@@ -28,16 +28,18 @@ class Template:
     def parts(self, row: AudioRow, *, answer: bool = True) -> list[Part]:
         """The row's prompt with its clips, and its answer as the text to learn (`answer=False`: to be generated).
 
-        A clip stands where its `<audio>` mark does; the clips of a row without marks come before the prompt.
+        A clip stands where its `<audio>` mark does; the clips of a row without marks stand where the template has its
+        mark, or else before the prompt.
         """
-        prompt = self.prompt(row.instruction, row.input)
-        if row.marks:
-            leading, *following = prompt.split(AUDIO_MARK)
-            parts: list[Part] = [Text(leading)] if leading else []
-            for clip, text in enumerate(following):
-                parts += [Audio(clip), Text(text)] if text else [Audio(clip)]
-        else:
-            parts = [*(Audio(clip) for clip in range(len(row.clips))), Text(prompt)]
+        unmarked = "" if row.marks else AUDIO_MARK * len(row.clips)
+        template = self.with_input if row.input else self.no_input
+        if AUDIO_MARK not in template:
+            template = AUDIO_MARK + template
+        prompt = template.replace(AUDIO_MARK, unmarked).format(instruction=row.instruction, input=row.input)
+        leading, *following = prompt.split(AUDIO_MARK)
+        parts: list[Part] = [Text(leading)] if leading else []
+        for clip, text in enumerate(following):
+            parts += [Audio(clip), Text(text)] if text else [Audio(clip)]
         if answer:
             parts.append(Text(row.output, loss=True))
         return parts
@@ -59,3 +61,10 @@ CHATML = Template(
 
 PLAIN = Template(name="plain", no_input="{instruction}", with_input="{instruction}\n{input}")
 """The question as it stands (APT)."""
+
+MATS = Template(
+    name="mats",
+    no_input="USER: <Speech><audio></Speech> {instruction}\nASSISTANT:",
+    with_input="USER: <Speech><audio></Speech> {instruction}\n{input}\nASSISTANT:",
+)
+"""MATS's; its training put a tag before the question (`[audio caption] What does this audio describe?`)."""

@@ -23,13 +23,14 @@ from alm_jax.core.errors import CheckpointError, UsageError
 from alm_jax.core.files import write_text
 from alm_jax.core.precision import Precision, default_precision
 from alm_jax.core.sequence import Layout
-from alm_jax.data.templates import ALPACA_SHORT, Template
+from alm_jax.data.templates import ALPACA_SHORT, MATS, PLAIN, Template
 from alm_jax.data.tokenizer import Tokenizer, check_size, load_tokenizer
 from alm_jax.infer.loaded import LoadedModel, Spec
-from alm_jax.infer.sampling import LTU_SAMPLING, Sampling
-from alm_jax.models import ltu, ltu_as
+from alm_jax.infer.sampling import APT_SAMPLING, LTU_SAMPLING, MATS_SAMPLING, Sampling
+from alm_jax.models import apt, ltu, ltu_as, mats
 from alm_jax.models.alm import AlmConfig, DecoderConfig, build
 
+ALIGNER = "aligner"  # folder of the tokenizer of an aligner that reads text
 ENCODER = "encoder"  # folder of an encoder for which the layout beside it has no place
 
 
@@ -38,21 +39,32 @@ class Published:
     """What the published checkpoints of a system do not say of themselves.
 
     Attributes:
-        assemble: the system over a decoder and an encoder.
+        assemble: the system over a decoder, an encoder and an aligner.
         layout, template, sampling: see `infer.loaded.Spec`.
         encoder: the model whose encoder it listens through, where its checkpoints leave that out.
+        partial: parts of which its checkpoints hold some tensors alone; a base gives the others.
+        aligner_tokenizer: the model whose tokenizer its aligner reads text with.
     """
 
-    assemble: Callable[[Any, Any], AlmConfig]
+    assemble: Callable[[Any, Any, Any], AlmConfig]
     layout: Layout
     template: Template = ALPACA_SHORT
     sampling: Sampling = LTU_SAMPLING
     encoder: str | None = None
+    partial: tuple[str, ...] = ()
+    aligner_tokenizer: str | None = None
 
 
 PUBLISHED = {
-    "ltu": Published(ltu.ltu, ltu.LAYOUT),
-    "ltu_as": Published(ltu_as.ltu_as, ltu_as.LAYOUT, encoder="openai/whisper-large"),
+    "ltu": Published(lambda decoder, encoder, _: ltu.ltu(decoder, encoder), ltu.LAYOUT),
+    "ltu_as": Published(
+        lambda decoder, encoder, _: ltu_as.ltu_as(decoder, encoder), ltu_as.LAYOUT, encoder="openai/whisper-large"
+    ),
+    # All of Audio-MAE was trained but its fixed positions, and nothing of CLAP but its running statistics moved.
+    "apt": Published(
+        apt.apt, apt.LAYOUT, PLAIN, APT_SAMPLING, partial=("encoder",), aligner_tokenizer="prajjwal1/bert-mini"
+    ),
+    "mats": Published(mats.mats, mats.LAYOUT, MATS, MATS_SAMPLING, "microsoft/msclap", partial=("encoder",)),
 }
 
 
@@ -74,13 +86,16 @@ class Opened:
         return self.file.path.parent
 
     def config(self) -> Any:
-        return config_of(self.file, self.layout)
+        config, listens = config_of(self.file, self.layout), LAYOUTS[self.layout].listens
+        return config if listens is None or self.part != "encoder" else listens[0](config)
 
     def table(self, config: AlmConfig) -> Table:
         """How its tensors make the parameters of the system `config`."""
         if not self.part:
             return LAYOUTS[self.layout].table(config)
-        table = LAYOUTS[self.layout].table(getattr(config, self.part)).under(f"{self.part}.")
+        listens = LAYOUTS[self.layout].listens
+        make = LAYOUTS[self.layout].table if listens is None else listens[1]
+        table = make(getattr(config, self.part)).under(f"{self.part}.")
         # `vicuna_ltu`, LTU's base, carries a first audio encoder that every checkpoint over it replaces.
         return table + Table(ignored=("model.audio_encoder.*", "model.audio_proj.*"))
 
@@ -91,16 +106,20 @@ class System:
 
     Attributes:
         spec: the parts and conventions. tokenizer: the decoder's. checkpoints: the system's own and those of its parts.
+        aligner_tokenizer: of an aligner that reads text.
     """
 
     spec: Spec
     tokenizer: Tokenizer
     checkpoints: tuple[Opened, ...]
+    aligner_tokenizer: Tokenizer | None = None
 
     @property
     def sources(self) -> list[Source]:
-        """What `convert.load` reads: each file with its table."""
-        return [(opened.file, opened.table(self.spec.model)) for opened in self.checkpoints]
+        """What `convert.load` reads: each file with its table; a base gives what the system's own does not hold."""
+        own, *bases = ((opened.file, opened.table(self.spec.model)) for opened in self.checkpoints)
+        filled = _filled(*own)
+        return [own, *((file, table.without(filled)) for file, table in bases)]
 
 
 def load_checkpoint(
@@ -112,7 +131,8 @@ def load_checkpoint(
         precision: None holds what the checkpoint's folder holds as it is, the rest and activations by the device.
     """
     system = open_system(name, base=base, tokenizer=tokenizer)
-    return LoadedModel(system.spec, _arrays(system, precision), system.tokenizer, precision and precision.compute)
+    arrays, compute = _arrays(system, precision), precision and precision.compute
+    return LoadedModel(system.spec, arrays, system.tokenizer, compute, system.aligner_tokenizer)
 
 
 def open_system(name: str, *, base: Sequence[str] = (), tokenizer: str | None = None) -> System:
@@ -142,7 +162,7 @@ def open_system(name: str, *, base: Sequence[str] = (), tokenizer: str | None = 
     parts = _with_encoder(system, parts)
     spec = spec or _published_spec(system, parts)
     check_size(words, spec.model.decoder.vocab_size, system.name)
-    return System(spec, words, (system, *parts.values()))
+    return System(spec, words, (system, *parts.values()), _aligner_tokenizer(system, spec))
 
 
 def write_spec(folder: Path, spec: Spec, tokenizer: Tokenizer, origin: alm.Origin | None = None) -> None:
@@ -181,14 +201,24 @@ def _open(name: str) -> Opened:
     return Opened(found, file, detect(file.keys()))
 
 
+def _open_encoder(name: str, kinds: tuple[type, ...]) -> Opened:
+    """A part's checkpoint; one that holds a whole CLAP as that, if encoders of one of `kinds` are made of it."""
+    opened = _open(name)
+    whole = replace(opened, layout=detect(opened.file.keys(), whole=True))
+    listens = LAYOUTS[whole.layout].listens
+    return whole if listens is not None and listens[0] in kinds else opened
+
+
 def _parts(system: Opened, names: Sequence[str]) -> dict[str, Opened]:
     """Checkpoints of parts, by part."""
     held, parts = _held(system), {}
+    listens = LAYOUTS[system.layout].parts[:1]
     for name in names:
-        opened = _open(name)
+        opened = _open_encoder(name, listens)
         # A whole system is a base for its LLaMA: LTU's own (`vicuna_ltu`) carries a first audio encoder too.
         layout = "llama_hf" if opened.layout in PUBLISHED else opened.layout
-        part = "decoder" if isinstance(replace(opened, layout=layout).config(), DecoderConfig) else "encoder"
+        decodes = LAYOUTS[layout].listens is None and isinstance(replace(opened, layout=layout).config(), DecoderConfig)
+        part = "decoder" if decodes else "encoder"
         if part in held or part in parts:
             other = parts[part].name if part in parts else system.name
             raise UsageError(f"base {name} is not needed: {other} holds the {part}; leave one of them out")
@@ -199,18 +229,30 @@ def _parts(system: Opened, names: Sequence[str]) -> dict[str, Opened]:
 def _held(system: Opened) -> set[str]:
     """Which parts a system's checkpoint has weights of; LoRA alone is no decoder."""
     table = system.table(system.config())
-    mapped = contents(system.file.keys(), table).mapped
-    paths = {rule.path or "" for rule in table.rules if rule.names[0] in mapped}
-    return {path.split(".")[0] for path in paths if not path.endswith((".lora_a", ".lora_b"))}
+    weights = {rule.path for rule in table.rules if rule.path and not rule.path.endswith((".lora_a", ".lora_b"))}
+    filled = _filled(system.file, table) & weights
+    partial = PUBLISHED[system.layout].partial if system.layout in PUBLISHED else ()
+    absent = {part for part in map(_part, weights - filled) if part in partial}
+    return set(map(_part, filled)) - absent
+
+
+def _part(path: str) -> str:
+    return path.split(".")[0]
+
+
+def _filled(file: TensorFile, table: Table) -> set[str]:
+    """Paths of the parameters that a file holds."""
+    mapped = contents(file.keys(), table).mapped
+    return {rule.path for rule in table.rules if rule.path and rule.names[0] in mapped}
 
 
 def _with_encoder(system: Opened, parts: dict[str, Opened]) -> dict[str, Opened]:
     """The same with the encoder that the system's published checkpoints leave out, if it is not there."""
     default = _own_encoder(system)
-    if default is None or "encoder" in parts:
+    if default is None or "encoder" in _held(system) | parts.keys():
         return parts
     try:
-        return parts | {"encoder": replace(_open(default), part="encoder")}
+        return parts | {"encoder": replace(_open_encoder(default, LAYOUTS[system.layout].parts[:1]), part="encoder")}
     except CheckpointError as error:
         raise CheckpointError(
             f"{error}. {system.name} listens through it: give it as base (alm ask: --base)"
@@ -245,7 +287,8 @@ def _published_spec(system: Opened, parts: Mapping[str, Opened]) -> Spec:
     told, published = system.config(), PUBLISHED[system.layout]
     decoder = replace(parts["decoder"].config(), lora=told.decoder.lora) if "decoder" in parts else told.decoder
     encoder = parts["encoder"].config() if "encoder" in parts else told.encoder
-    return Spec(published.assemble(decoder, encoder), published.layout, published.template, published.sampling)
+    model = published.assemble(decoder, encoder, told.aligner)
+    return Spec(model, published.layout, published.template, published.sampling)
 
 
 def _tokenizer(system: Opened, parts: Mapping[str, Opened], given: str | None) -> tuple[Tokenizer | None, list[str]]:
@@ -260,6 +303,22 @@ def _tokenizer(system: Opened, parts: Mapping[str, Opened], given: str | None) -
     return None, [
         "it lacks a tokenizer (give its tokenizer.model or tokenizer.json as tokenizer; alm ask: --tokenizer)"
     ]
+
+
+def _aligner_tokenizer(system: Opened, spec: Spec) -> Tokenizer | None:
+    """The tokenizer of an aligner that reads text: beside the checkpoint, or that of the model it began as."""
+    if not spec.layout.aligner_text_tokens:
+        return None
+    for place in (system.folder / ALIGNER, system.folder / "vocab.txt"):
+        if place.exists():
+            return load_tokenizer(place)
+    published = PUBLISHED.get(system.layout)
+    try:
+        return load_tokenizer(resolve((published and published.aligner_tokenizer) or "bert-mini").path)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}. Its aligner reads text: put BERT's vocab.txt beside {system.file.path}"
+        ) from error
 
 
 def _arrays(system: System, precision: Precision | None) -> dict[str, jax.Array]:

@@ -17,8 +17,9 @@ from alm_jax.audio.resample import resample
 from alm_jax.core import tree
 from alm_jax.core.errors import AudioError, UsageError
 from alm_jax.core.precision import default_precision
-from alm_jax.core.sequence import Audio, Batch, Layout, Row, Text, collate
+from alm_jax.core.sequence import Batch, Layout, Row, collate
 from alm_jax.data.layout import lay_out_prompt
+from alm_jax.data.rows import AudioRow
 from alm_jax.data.templates import Template
 from alm_jax.data.tokenizer import Tokenizer
 from alm_jax.infer.generate import generate
@@ -55,12 +56,19 @@ class LoadedModel:
     Args:
         spec: the parts and conventions; `spec.model.encoder` is present.
         arrays: `{path: array}` of all parameters.
-        tokenizer: the decoder's.
+        tokenizer: the decoder's. aligner_tokenizer: of an aligner that reads text.
         dtype: of activations; by default float32 on CPU, bfloat16 elsewhere.
     """
 
-    def __init__(self, spec: Spec, arrays: Mapping[str, Any], tokenizer: Tokenizer, dtype: Any = None):
-        self.spec, self.tokenizer = spec, tokenizer
+    def __init__(
+        self,
+        spec: Spec,
+        arrays: Mapping[str, Any],
+        tokenizer: Tokenizer,
+        dtype: Any = None,
+        aligner_tokenizer: Tokenizer | None = None,
+    ):
+        self.spec, self.tokenizer, self.aligner_tokenizer = spec, tokenizer, aligner_tokenizer
         self.dtype = jnp.dtype(dtype or default_precision().compute)
         self._model = _assemble(spec.model, arrays)
         # Generation reads features, so that a clip is encoded once however often it is asked about.
@@ -180,8 +188,9 @@ class LoadedModel:
     def _row(self, question: str, input: str, heard: bool) -> Row:
         if not question.strip():
             raise UsageError("the question is empty")
-        parts = [Audio(0)] * heard + [Text(self.spec.template.prompt(question, input))]
-        return lay_out_prompt(parts, self.spec.layout, self.tokenizer, audio_tokens=self.config.audio_tokens)
+        parts = self.spec.template.parts(AudioRow(question, input, audio_id="clip" if heard else ""), answer=False)
+        options = {"audio_tokens": self.config.audio_tokens, "aligner_tokenizer": self.aligner_tokenizer}
+        return lay_out_prompt(parts, self.spec.layout, self.tokenizer, **options)
 
     def _batch(self, rows: list[Row], features: Sequence[Any]) -> Batch:
         length = -(-max(map(len, rows)) // LENGTH_BUCKET) * LENGTH_BUCKET

@@ -46,7 +46,7 @@ def mats(
     It is trained with the text tower of CLAP in the place of the audio tower (`encoder.tower="text"`).
     """
     return AlmConfig(
-        frontend=encoder.clap.frontend,
+        frontend=replace(encoder.clap.frontend, num_mels=encoder.clap.audio.mels),
         encoder=encoder,
         aligner=replace(aligner, dim=encoder.dim, out_dim=decoder.dim),
         decoder=decoder,
