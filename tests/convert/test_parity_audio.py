@@ -13,11 +13,13 @@ from alm_jax.convert.layouts import LAYOUTS, config_of, detect
 from alm_jax.convert.load import load
 from alm_jax.convert.save import export, save_safetensors
 from alm_jax.core import tree
+from alm_jax.core.errors import CheckpointError
 from alm_jax.models.decoders.whisper import WhisperDecoderConfig, WhisperSeq2Seq, WhisperSeq2SeqConfig
 from alm_jax.models.encoders.ast import Ast, AstConfig
 from alm_jax.models.encoders.audio_mae import AudioMae, AudioMaeConfig
 from alm_jax.models.encoders.cnn14 import Cnn14, Cnn14Config
 from alm_jax.models.encoders.whisper import WhisperConfig
+from alm_jax.models.registry import CONFIGS, module_of
 from tests.convert.parity import DEEP, SIMPLE, assert_close, check_pair, randomise, state, torch
 
 pytestmark = pytest.mark.torch
@@ -285,3 +287,35 @@ def test_cnn14(record_property):
     buffers = {path for path, leaf in tree.variables(ours).items() if type(leaf).__name__ == "Buffer"}
     assert len(buffers) == 2 * (1 + 2 * 4)
     assert jax.jit(lambda model: model(LOG_MEL).values)(ours).shape == (1, 2, 37 // 8, 16)
+
+
+def test_published_sizes():
+    """Parameters of the files on the hub; PANNs' are counted without running statistics (Kong et al. 2020)."""
+    published = {
+        "whisper_seq2seq_tiny": 37_760_640,
+        "whisper_seq2seq_base": 72_593_920,
+        "whisper_seq2seq_small": 241_734_912,
+        "whisper_seq2seq_medium": 763_857_920,
+        "whisper_seq2seq_large_v2": 1_543_304_960,
+        "whisper_seq2seq_large_v3": 1_543_490_560,
+        "whisper_seq2seq_large_v3_turbo": 808_878_080,
+        "ast_10_10_0.4593": 86_594_063,
+        "cnn14_audioset": 80_753_615,
+    }
+    for name, count in published.items():
+        config = CONFIGS[name]
+        leaves = tree.flatten(tree.abstract(lambda key, config=config: module_of(config)(config, key)))
+        counted = {path: leaf for path, leaf in leaves.items() if not path.endswith((".mean", ".var"))}
+        assert tree.size(counted) == count, name
+        if isinstance(config, WhisperSeq2SeqConfig):
+            assert whisper.from_hf_config(whisper.seq2seq_to_hf_config(config)) == config
+
+
+def test_settings_without_a_counterpart():
+    wrong = {"d_model": 0, "encoder_layers": "two", "activation_function": "relu", "scale_embedding": True}
+    with pytest.raises(CheckpointError) as error:
+        whisper.from_hf_config(whisper.seq2seq_to_hf_config(WHISPER) | wrong)
+    for part in ("d_model is 0", "encoder_layers is 'two'", "activation_function is 'relu'", "scale_embedding is True"):
+        assert part in str(error.value)
+    with pytest.raises(CheckpointError, match=r"patch_size is missing; .*qkv_bias is False"):
+        ast.from_hf_config({k: v for k, v in ast.to_hf_config(AST).items() if k != "patch_size"} | {"qkv_bias": False})
