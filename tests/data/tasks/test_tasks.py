@@ -233,7 +233,7 @@ def test_reasoning_needs_two_clips_with_events():
         rows_of("nlar", [DOG, LabelledClip(Path("x.wav"), labels=("x",))])
 
 
-@pytest.mark.parametrize("task", TASKS.keys() - {"nlar", "few_shot"})
+@pytest.mark.parametrize("task", [task for task in TASKS if task not in ("nlar", "few_shot")])
 def test_clips_without_what_a_task_needs(task):
     with pytest.raises(DataError, match=f"task {task} needs clips with .*; none of 1 has them"):
         rows_of(task, [LabelledClip(Path("x.wav"))])
