@@ -24,7 +24,8 @@ class OptimConfig:
         warmup_steps: updates over which the rate grows linearly from `first_rate`, that of the first update.
         first_rate, final_rate: where the warm-up begins and the decay ends.
         epoch_steps: None decays at each update after the warm-up; else the rate falls every so many updates, by the
-            share of all steps that is done, and stands still between (LAVIS's `linear_warmup_cosine`).
+            share of all steps, warm-up included, that is done, and stands still between (LAVIS's
+            `linear_warmup_cosine`; with 1, MATS's).
         betas, eps, weight_decay: AdamW; the decay is decoupled. no_decay: patterns of parameters that it spares.
         clip_norm: gradients are scaled down to this global norm; None leaves them.
         lr_scale: `{path pattern: factor}` on the learning rate; the first pattern that fits a path counts.
@@ -49,10 +50,7 @@ class OptimConfig:
             "warmup_steps": ("0 or more", self.warmup_steps >= 0),
             "first_rate": ("from 0 to learning_rate", 0 <= self.first_rate <= self.learning_rate),
             "final_rate": ("from 0 to learning_rate", 0 <= self.final_rate <= self.learning_rate),
-            "epoch_steps": (
-                f"None, or at least 1 and the {self.warmup_steps} warmup_steps",
-                self.epoch_steps is None or self.epoch_steps >= max(1, self.warmup_steps),
-            ),
+            "epoch_steps": ("None, or at least 1", self.epoch_steps is None or self.epoch_steps >= 1),
             "betas": ("two numbers from 0 to below 1", all(0 <= beta < 1 for beta in self.betas)),
             "eps": ("a number above 0", self.eps > 0),
             "weight_decay": ("a number of 0 or more", self.weight_decay >= 0),

@@ -1,5 +1,7 @@
 """Optimisers and schedules against PyTorch, transformers and closed forms."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,6 +45,18 @@ def test_staircase_is_that_of_lavis():
         rate = (base - final) * 0.5 * (1 + turn) + final
         expected = min(base, first + (base - first) * k / warmup) if k < epoch else rate
         np.testing.assert_allclose(schedule(k), expected, rtol=1e-6)  # float32
+
+
+def test_rates_of_apt_and_mats_are_the_recorded_ones(golden):
+    """One update a batch; APT's inner epochs have 62500 of them, MATS's epochs 6000."""
+    recorded = json.loads((golden / "apt" / "misc_golden.json").read_text())
+    apt = make_schedule(OptimConfig(1e-4, "cosine", 2000, 1e-6, 1e-5, epoch_steps=62500), 20 * 62500)
+    for epoch, k, rate in recorded["apt_stage2_lr(inner_epoch,iter)"]:
+        np.testing.assert_allclose(apt(62500 * epoch + k), rate, rtol=1e-6)  # float32
+    mats = make_schedule(OptimConfig(3e-5, "cosine", 6000, 1e-7, epoch_steps=1), 30 * 6000)
+    for epoch, k, rate in recorded["mats_lr(epoch,micro_iter) iters_per_epoch=6000 warmup=6000"]:
+        # The cosine near its end loses absolute digits in float32.
+        np.testing.assert_allclose(mats(6000 * epoch + k), rate, rtol=1e-6, atol=3e-12)
 
 
 def test_what_is_spared_from_decay():

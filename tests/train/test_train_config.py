@@ -86,7 +86,7 @@ def test_what_does_not_fit_together_is_refused():
         ("warmup_steps", -1),
         ("first_rate", 1.0),
         ("final_rate", -1e-9),
-        ("epoch_steps", 5),
+        ("epoch_steps", 0),
         ("betas", (0.9, 1.0)),
         ("eps", 0.0),
         ("weight_decay", -0.1),
