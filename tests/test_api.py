@@ -118,7 +118,7 @@ def test_clips_with_next_to_nothing_to_hear(runs, tmp_path, caplog, name, sample
     model, path = alm_jax.load(runs[name]), tmp_path / "clip.wav"
     write_audio(path, samples, 16000)
     assert np.isfinite(model.embed(path)).all()
-    told = [record.getMessage() for record in caplog.records if record.name == "alm_jax.infer.loaded"]
+    told = [record.getMessage() for record in caplog.records if record.name == "alm_jax.infer.clips"]
     assert len(told) == (message is not None) and all(text.startswith(f"{path}: {message}") for text in told)
 
 

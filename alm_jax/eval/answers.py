@@ -14,7 +14,7 @@ from alm_jax.infer.sampling import Sampling
 
 
 def encode_clips(model: LoadedModel, clips: Sequence[Path], *, batch_size: int = 8) -> dict[Path, jax.Array]:
-    """`{path: features [K, T, D]}` of each distinct clip."""
+    """`{path: features [1, K, T, D]}` of each distinct clip."""
     unique = list(dict.fromkeys(clips))
     features = {}
     for start in range(0, len(unique), batch_size):
@@ -28,21 +28,21 @@ def encode_clips(model: LoadedModel, clips: Sequence[Path], *, batch_size: int =
 def answer_rows(
     model: LoadedModel,
     rows: Sequence[AudioRow],
-    features: Sequence[jax.Array | None],
+    features: Sequence[Sequence[jax.Array]],
     *,
     batch_size: int = 16,
     max_new_tokens: int = 32,
     sampling: Sampling = Sampling(),
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[str]:
-    """The answer to each row's instruction.
+    """The answer to each row's instruction and input.
 
     Args:
-        features: of each row's clip (`encode_clips`), or None.
+        features: of each row's clips (`features_of`), in their order; empty for none.
         progress: called with (done, all).
     """
     # Rows of like length share a batch, so that little is spent on padding; the order of the result is the rows' own.
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i].instruction))
+    order = sorted(range(len(rows)), key=lambda i: (len(features[i]), len(rows[i].instruction)))
     answers = [""] * len(rows)
     for start in range(0, len(order), batch_size):
         part = order[start : start + batch_size]
@@ -50,6 +50,7 @@ def answer_rows(
         texts = model.answer(
             [rows[i].instruction for i in full],
             [features[i] for i in full],
+            input=[rows[i].input for i in full],
             max_new_tokens=max_new_tokens,
             sampling=sampling,
         )
@@ -59,11 +60,11 @@ def answer_rows(
     return answers
 
 
-def features_of(model: LoadedModel, rows: RowSet, chosen: Sequence[int]) -> list[jax.Array]:
-    """Features of the clips of some rows, one a row."""
-    paths = [rows.clip_path(rows[i].audio_id) for i in chosen]
-    encoded = encode_clips(model, paths)
-    return [encoded[path] for path in paths]
+def features_of(model: LoadedModel, rows: RowSet, chosen: Sequence[int]) -> list[list[jax.Array]]:
+    """Features of the clips of some rows, a list for each row."""
+    paths = [[rows.clip_path(clip) for clip in rows[i].clips] for i in chosen]
+    encoded = encode_clips(model, [path for each in paths for path in each])
+    return [[encoded[path] for path in each] for each in paths]
 
 
 def mean(values: Sequence[float]) -> float:

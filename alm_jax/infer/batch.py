@@ -10,17 +10,21 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from alm_jax.core.errors import AlmError, AudioError, DataError, UsageError
+from alm_jax.core.errors import AlmError, DataError, UsageError
 from alm_jax.core.files import write_text
 from alm_jax.data.rows import AudioRow, RowSet
+from alm_jax.infer.clips import check_segments
 from alm_jax.infer.loaded import LoadedModel
 from alm_jax.infer.sampling import Sampling
 
+OWN = "meta"
+Choices = Sequence[str] | Literal["meta"]
+"""Answers to choose from, or `OWN`: each row's."""
 _CLIPS = 32  # clips whose features are kept: rows about one clip usually stand together
 
 
@@ -41,9 +45,14 @@ def answer_file(
     max_new_tokens: int = 128,
     sampling: Sampling | None = None,
     seed: int = 0,
+    segments: int = 1,
+    choices: Choices | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Answered:
     """Answer every row of a file; line i of `out` is row i with its `prediction`, or with an `error`.
+
+    With `choices` a row's prediction is the one of them that the model holds most likely, and `scores` has the mean
+    log-likelihood of all.
 
     Lines reach the disk batch by batch. Called again, it tries rows that failed once more, and goes on after the last
     whole line; what they were made with stands in `OUT.settings.json`, and must be the same. A row's answer does not
@@ -51,6 +60,8 @@ def answer_file(
 
     Args:
         rows: of a file (`data.rows.read_rows`, with `need_output=False` for questions alone). out: JSON lines.
+        segments: see `LoadedModel.encode`. choices: answers to choose from, or `OWN`: the `choices` in each row's
+            `meta` (few-shot episodes of `alm tasks` have them); `max_new_tokens`, `sampling` and `seed` have no use.
         progress: called with (rows done, all rows).
 
     Raises:
@@ -67,19 +78,21 @@ def answer_file(
         "max_new_tokens": max_new_tokens,
         "sampling": asdict(sampling),
         "seed": seed,
+        "segments": segments,
+        "choices": choices if choices in (None, OWN) else list(choices),
     }
     with _writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         _agree(out, settings)
         done, failed = _recover(out, len(rows))
-    encode = lru_cache(_CLIPS)(lambda path: model.encode([path])[0])
+    check_segments(model.config.frontend, segments)
+    encode = lru_cache(_CLIPS)(lambda audio_id: model.encode([rows.clip_path(audio_id)], segments)[0])
     options = {"max_new_tokens": max_new_tokens, "sampling": sampling, "seed": seed}
+    asking = _Asking(model, encode, batch_size, choices, options)
 
     def lines(indices: Sequence[int]) -> list[bytes]:
         chosen = [rows[i] for i in indices]
-        features, errors = _hear(chosen, lambda row: encode(rows.clip_path(row.audio_id)))
-        results = errors | _answers(model, chosen, features, batch_size, options)
-        told = [json.dumps(asdict(row) | results[i], ensure_ascii=False) for i, row in enumerate(chosen)]
+        told = [json.dumps(asdict(row) | found, ensure_ascii=False) for row, found in zip(chosen, asking(chosen))]
         return [f"{line}\n".encode() for line in told]
 
     progress(done - len(failed), len(rows))
@@ -137,35 +150,53 @@ def _checksums(arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     return {path: bits(leaf) for path, leaf in arrays.items()}
 
 
-def _hear(
-    rows: Sequence[AudioRow], encode: Callable[[AudioRow], jax.Array]
-) -> tuple[dict[int, jax.Array | None], dict[int, dict[str, str]]]:
-    """Features of the rows that can be answered (None: no clip), and `{"error": ...}` of the others, by index."""
-    features: dict[int, jax.Array | None] = {}
-    errors: dict[int, dict[str, str]] = {}
-    for i, row in enumerate(rows):
-        try:
-            features[i] = encode(row) if row.audio_id else None
-        except AudioError as error:
-            errors[i] = {"error": str(error)}
-    return features, errors
+@dataclass(frozen=True)
+class _Asking:
+    """What is added to each of some rows: `prediction`, and `scores` with choices, or `error`."""
 
+    model: LoadedModel
+    encode: Callable[[str], jax.Array]
+    batch_size: int
+    choices: Choices | None
+    options: Mapping[str, Any]
 
-def _answers(
-    model: LoadedModel,
-    rows: Sequence[AudioRow],
-    features: Mapping[int, jax.Array | None],
-    batch_size: int,
-    options: Mapping[str, Any],
-) -> dict[int, dict[str, str]]:
-    """`{"prediction": ...}` of the rows that have `features`, by index."""
-    heard = list(features)
-    if not heard:
-        return {}
-    full = heard + heard[-1:] * (batch_size - len(heard))  # always a full batch, so that one shape is compiled
-    questions, inputs = [rows[i].instruction for i in full], [rows[i].input for i in full]
-    answers = model.answer(questions, [features[i] for i in full], input=inputs, **options)
-    return {i: {"prediction": answer} for i, answer in zip(heard, answers)}
+    def __call__(self, rows: Sequence[AudioRow]) -> list[dict[str, Any]]:
+        results: list[dict[str, Any]] = [{} for _ in rows]
+        features: dict[int, list[jax.Array]] = {}
+        for i, row in enumerate(rows):
+            try:
+                features[i] = self.hear(row)
+            except AlmError as error:
+                results[i] = {"error": str(error)}
+        if features:
+            heard = list(features)
+            full = heard + heard[-1:] * (self.batch_size - len(heard))  # always a full batch: one shape is compiled
+            answers = self.ask([rows[i] for i in full], [features[i] for i in full])
+            for i, answer in zip(heard, answers):
+                results[i] = answer
+        return results
+
+    def hear(self, row: AudioRow) -> list[jax.Array]:
+        """Features of a row's clips; AlmError if it cannot be answered."""
+        features = [self.encode(clip) for clip in row.clips]
+        room = self.options["max_new_tokens"] if self.choices is None else self.model.room(self.choices_of(row))
+        self.model.prompt(row.instruction, features, row.input, room)
+        return features
+
+    def ask(self, rows: Sequence[AudioRow], features: Sequence[Sequence[jax.Array]]) -> list[dict[str, Any]]:
+        questions, inputs = [row.instruction for row in rows], [row.input for row in rows]
+        if self.choices is None:
+            answers = self.model.answer(questions, features, input=inputs, **self.options)
+            return [{"prediction": answer} for answer in answers]
+        choices = [self.choices_of(row) for row in rows]
+        ranked = self.model.likelihoods(questions, features, choices, input=inputs)
+        return [{"prediction": next(iter(scores)), "scores": scores} for scores in ranked]
+
+    def choices_of(self, row: AudioRow) -> Sequence[str]:
+        own = row.meta.get("choices") if self.choices == OWN else self.choices
+        if not isinstance(own, list | tuple) or not all(isinstance(c, str) and c.strip() for c in own) or not own:
+            raise DataError(f"the row's meta has choices {own!r}: expected a list of answers")
+        return own
 
 
 def _agree(out: Path, settings: Mapping[str, Any]) -> None:

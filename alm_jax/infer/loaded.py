@@ -1,38 +1,31 @@
-"""A model ready to be asked: weights, tokenizer, layout and front end behind three methods."""
+"""A model ready to be asked: weights, tokenizer, layout and front end behind a few methods."""
 
 from __future__ import annotations
 
-import logging
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alm_jax.audio.io import load_audio
-from alm_jax.audio.resample import resample
 from alm_jax.core import tree
-from alm_jax.core.errors import AudioError, UsageError
+from alm_jax.core.errors import UsageError
 from alm_jax.core.precision import default_precision
-from alm_jax.core.sequence import Batch, Layout, Row, collate
-from alm_jax.data.layout import lay_out_prompt
+from alm_jax.core.sequence import Batch, Layout, Part, Row, Text, collate
+from alm_jax.data.layout import lay_out, lay_out_prompt
 from alm_jax.data.rows import AudioRow
 from alm_jax.data.templates import Template
 from alm_jax.data.tokenizer import Tokenizer
+from alm_jax.infer.clips import Clip, check_marks, windows, with_examples
 from alm_jax.infer.generate import generate
+from alm_jax.infer.rank import rank
 from alm_jax.infer.sampling import Sampling
 from alm_jax.models.alm import AlmConfig, AudioLanguageModel, build
 
-_log = logging.getLogger(__name__)
-
 LENGTH_BUCKET = 32  # prompt lengths are rounded up to it, so that few prefills are ever compiled
-FRAME_SECONDS = 0.025  # of every front end's frames
-
-Clip = str | Path | np.ndarray | tuple[np.ndarray, int] | None
-"""A file; samples [n] at the front end's rate; (samples, rate); or no audio."""
 
 
 @dataclass(frozen=True)
@@ -85,31 +78,39 @@ class LoadedModel:
         """`{path: array}` of all parameters."""
         return tree.flatten(self._model)
 
-    def encode(self, audio: Sequence[Clip]) -> jax.Array:
-        """Encoder features [N, K, T, D] of N clips; a clip longer than the front end's window is cut.
+    def encode(self, audio: Sequence[Clip], segments: int = 1) -> list[jax.Array]:
+        """Encoder features [S, K, T, D] of each clip, S = 1 if it is no longer than the front end's window.
 
         A silent clip, and one shorter than a frame, is heard as the published code hears it; a warning names it.
 
+        Args:
+            segments: with 1 a longer clip is cut, as in training. With more it is heard in that many windows at most,
+                side by side (APT's long clips).
+
         Raises:
-            AudioError: a clip cannot be used; the message names it. UsageError: there is none.
+            AudioError: a clip cannot be used, or is longer than the segments; the message names it. UsageError: there
+                is no clip, or this model's front end has no segments.
         """
         if not len(audio):
             raise UsageError("no clips: give one at least")
-        frames = np.stack([self._frames(clip) for clip in audio])
-        return _encode(self._model, jnp.asarray(frames, self.dtype))
+        frames = [windows(clip, self.config.frontend, segments) for clip in audio]
+        features = _encode(self._model, jnp.asarray(np.concatenate(frames), self.dtype))
+        return jnp.split(features, np.cumsum([len(clip) for clip in frames])[:-1])
 
     def embed(self, audio: Clip | Sequence[Clip]) -> np.ndarray:
         """What the decoder hears: aligner tokens float32 [T, D] of one clip, or [N, T, D] of a list of clips."""
         clips = audio if isinstance(audio, list) else [audio]
-        tokens = np.asarray(_align(self._reader, self.encode(clips)), np.float32)
+        tokens = np.asarray(_align(self._reader, jnp.concatenate(self.encode(clips))), np.float32)
         return tokens if isinstance(audio, list) else tokens[0]
 
     def generate(
         self,
         question: str | Sequence[str],
-        audio: Clip | Sequence[Clip] = None,
+        audio: Clip | Sequence[Any] | None = None,
         *,
         input: str | Sequence[str] = "",
+        examples: Sequence[tuple[Clip, str]] = (),
+        segments: int = 1,
         max_new_tokens: int = 128,
         sampling: Sampling | None = None,
         seed: int = 0,
@@ -118,8 +119,12 @@ class LoadedModel:
         """Answer one question, or a list of them in one batch.
 
         Args:
-            question: one, or a list. audio: a clip or None; with a list of questions one clip for all, or a list.
+            question: one, or a list. `<audio>` marks say where clips are heard; without marks they come first.
+            audio: a clip, a list of the clips that one question is about, or None. With a list of questions one clip
+                for all, or a list with a clip, a list of clips or None for each.
             input: further text that the question is about (LTU-AS: a transcript); one for all questions, or one each.
+            examples: clips, each with the text that follows it, before every question (few-shot prompts).
+            segments: see `encode`.
             max_new_tokens: longest answer. sampling: None takes the system's own. seed: of the draw, if any.
             on_text: called with each new piece of the answer to a single question.
 
@@ -127,21 +132,10 @@ class LoadedModel:
             The answer, or the list of answers.
 
         Raises:
-            UsageError: no question or an empty one, or lists of different lengths. AudioError: a clip cannot be used.
+            UsageError: no question or an empty one, lists of different lengths, marks that are not as many as clips, or
+                a prompt and an answer longer than the model reads. AudioError: a clip cannot be used.
         """
-        questions = [question] if isinstance(question, str) else list(question)
-        if not questions:
-            raise UsageError("no questions: give one at least")
-        clips = audio if isinstance(audio, list) else [audio] * len(questions)
-        if len(clips) != len(questions):
-            raise UsageError(f"{len(questions)} questions but {len(clips)} clips: give one clip for all, or one each")
-        features: list[Any] = [None] * len(questions)
-        if not isinstance(audio, list) and audio is not None:
-            features = [self.encode([audio])[0]] * len(questions)
-        elif any(clip is not None for clip in clips):
-            heard = [i for i, clip in enumerate(clips) if clip is not None]
-            for i, feature in zip(heard, self.encode([clips[i] for i in heard]), strict=True):
-                features[i] = feature
+        questions, features = self._hear(question, audio, examples, segments)
         answers = self.answer(
             questions,
             features,
@@ -153,10 +147,35 @@ class LoadedModel:
         )
         return answers[0] if isinstance(question, str) else answers
 
+    def rank(
+        self,
+        question: str | Sequence[str],
+        choices: Sequence[str],
+        audio: Clip | Sequence[Any] | None = None,
+        *,
+        input: str | Sequence[str] = "",
+        examples: Sequence[tuple[Clip, str]] = (),
+        segments: int = 1,
+    ) -> dict[str, float] | list[dict[str, float]]:
+        """How likely the model holds each of some answers (`predict_class` of LAVIS and APT).
+
+        Args:
+            choices: the answers, the same for all questions. The others: see `generate`.
+
+        Returns:
+            Mean log-likelihood of a token of each choice, the most likely choice first; a list for a list of questions.
+
+        Raises:
+            As `generate`; UsageError: no choices, or an empty one.
+        """
+        questions, features = self._hear(question, audio, examples, segments)
+        ranked = self.likelihoods(questions, features, [choices] * len(questions), input=input)
+        return ranked[0] if isinstance(question, str) else ranked
+
     def answer(
         self,
         questions: Sequence[str],
-        features: Sequence[Any],
+        features: Sequence[Sequence[jax.Array]],
         *,
         input: str | Sequence[str] = "",
         max_new_tokens: int = 128,
@@ -164,18 +183,11 @@ class LoadedModel:
         seed: int = 0,
         on_text: Callable[[str], None] | None = None,
     ) -> list[str]:
-        """As `generate`, from features [K, T, D] that `encode` gave (None: no audio), one a question."""
-        inputs = [input] * len(questions) if isinstance(input, str) else input
-        if len(inputs) != len(questions):
-            raise UsageError(f"{len(questions)} questions but {len(inputs)} inputs: give one for all, or one each")
-        rows = [
-            self._row(question, text, feature is not None)
-            for question, text, feature in zip(questions, inputs, features, strict=True)
-        ]
-        batch = self._batch(rows, features)
+        """As `generate`, from what `encode` gave of each question's clips, in their order (empty: no audio)."""
+        rows = self._rows(questions, features, input, max_new_tokens)
         answers = generate(
             self._reader,
-            batch,
+            self._batch(rows, features),
             max_new_tokens=max_new_tokens,
             sampling=sampling or self.spec.sampling,
             eos_ids=(self.tokenizer.eos_id,),
@@ -185,38 +197,109 @@ class LoadedModel:
         )
         return [self.tokenizer.decode(ids).strip() for ids in answers]
 
-    def _row(self, question: str, input: str, heard: bool) -> Row:
+    def likelihoods(
+        self,
+        questions: Sequence[str],
+        features: Sequence[Sequence[jax.Array]],
+        choices: Sequence[Sequence[str]],
+        *,
+        input: str | Sequence[str] = "",
+    ) -> list[dict[str, float]]:
+        """As `rank`, from features (see `answer`) and each question's own choices."""
+        if not all(given and all(choice.strip() for choice in given) for given in choices):
+            raise UsageError("a question has no choices, or an empty one: give each some text")
+        rows = self._rows(questions, features, input, max(map(self.room, choices)))
+        ids = [
+            [self._answer_ids(row, *asked, choice) for choice in given]
+            for row, given, *asked in zip(rows, choices, questions, features, self._inputs(questions, input))
+        ]
+        means = rank(self._reader, self._batch(rows, features), ids, dtype=self.dtype).mean
+        ranked = [sorted(zip(given, row.tolist()), key=lambda pair: -pair[1]) for given, row in zip(choices, means)]
+        return [dict(pairs) for pairs in ranked]
+
+    def prompt(self, question: str, features: Sequence[jax.Array] = (), input: str = "", room: int = 0) -> Row:
+        """The row of a question, to generate from.
+
+        Args:
+            features: see `answer`. room: positions that have to be left for the answer.
+
+        Raises:
+            UsageError: it is empty, its marks are not as many as its clips, or it is longer than the model reads.
+        """
+        row = lay_out_prompt(self._parts(question, len(features), input), self.spec.layout, **self._options(features))
+        limit = self._reader.decoder.limit
+        if limit is not None and len(row) + room - 1 > limit:  # the last new token is chosen and not read
+            raise UsageError(
+                f"the question with its clips takes {len(row)} positions and the answer {room}, the model reads "
+                f"{limit}: ask for a shorter answer, or give less text or fewer clips"
+            )
+        return row
+
+    def room(self, choices: Sequence[str]) -> int:
+        """Positions that the longest of some answers takes."""
+        return max(map(len, self.tokenizer.encode_batch(list(choices))))
+
+    def _hear(self, question, audio, examples, segments) -> tuple[list[str], list[list[jax.Array]]]:
+        """Questions with their examples, and the features of their clips, each of which is encoded once."""
+        questions = [question] if isinstance(question, str) else list(question)
+        if not questions:
+            raise UsageError("no questions: give one at least")
+        several = isinstance(audio, list) and not isinstance(question, str)
+        each = audio if several else [audio] * len(questions)
+        if len(each) != len(questions):
+            raise UsageError(f"{len(questions)} questions but {len(each)} clips: give one clip for all, or one each")
+        asked = [with_examples(q, _clips(a), examples) for q, a in zip(questions, each)]
+        unique = list({id(clip): clip for _, clips in asked for clip in clips}.values())
+        found = zip(map(id, unique), self.encode(unique, segments)) if unique else ()
+        features = dict(found)
+        return [q for q, _ in asked], [[features[id(clip)] for clip in clips] for _, clips in asked]
+
+    def _parts(self, question: str, clips: int, input: str) -> list[Part]:
         if not question.strip():
             raise UsageError("the question is empty")
-        parts = self.spec.template.parts(AudioRow(question, input, audio_id="clip" if heard else ""), answer=False)
-        options = {"audio_tokens": self.config.audio_tokens, "aligner_tokenizer": self.aligner_tokenizer}
-        return lay_out_prompt(parts, self.spec.layout, self.tokenizer, **options)
+        check_marks(question + input, clips)
+        row = AudioRow(question, input, tuple(map(str, range(clips))))
+        return self.spec.template.parts(row, answer=False)
 
-    def _batch(self, rows: list[Row], features: Sequence[Any]) -> Batch:
+    def _options(self, features: Sequence[jax.Array]) -> dict[str, Any]:
+        return {
+            "tokenizer": self.tokenizer,
+            "audio_tokens": self.config.audio_tokens,
+            "slots": [len(clip) for clip in features],
+            "aligner_tokenizer": self.aligner_tokenizer,
+        }
+
+    def _inputs(self, questions: Sequence[str], input: str | Sequence[str]) -> Sequence[str]:
+        inputs = [input] * len(questions) if isinstance(input, str) else input
+        if len(inputs) != len(questions):
+            raise UsageError(f"{len(questions)} questions but {len(inputs)} inputs: give one for all, or one each")
+        return inputs
+
+    def _rows(self, questions, features, input, room: int) -> list[Row]:
+        asked = zip(questions, features, self._inputs(questions, input), strict=True)
+        return [self.prompt(*each, room) for each in asked]
+
+    def _answer_ids(self, prompt: Row, question: str, features: Sequence[jax.Array], input: str, choice: str):
+        """Ids of an answer as it follows its prompt in training."""
+        layout = replace(self.spec.layout, eos=False, max_text_tokens=sys.maxsize, max_answer_tokens=None)
+        parts = [*self._parts(question, len(features), input), Text(choice, loss=True)]
+        return lay_out(parts, layout, **self._options(features)).tokens[len(prompt) :]
+
+    def _batch(self, rows: list[Row], features: Sequence[Sequence[jax.Array]]) -> Batch:
         length = -(-max(map(len, rows)) // LENGTH_BUCKET) * LENGTH_BUCKET
-        heard = any(feature is not None for feature in features)
-        batch = collate(rows, length, slots=int(heard), pad="left")
-        if heard:
+        if (limit := self._reader.decoder.limit) is not None:
+            length = min(length, limit)
+        slots = max(len(row.clips) for row in rows)
+        batch = collate(rows, length, slots=slots, pad="left")
+        if slots:
             silence = jnp.zeros(self.config.aligner.feature_shape, self.dtype)
-            batch.audio = jnp.stack([silence if f is None else jnp.asarray(f) for f in features])[:, None]
+            heard = [[window for clip in clips for window in clip] for clips in features]
+            batch.audio = jnp.stack([jnp.stack(row + [silence] * (slots - len(row))) for row in heard])
         return batch
 
-    def _frames(self, clip: Clip) -> np.ndarray:
-        frontend = self.config.frontend
-        if isinstance(clip, str | Path):
-            wave, _ = load_audio(clip, sample_rate=frontend.sample_rate, max_seconds=frontend.max_seconds)
-        else:
-            samples, rate = clip if isinstance(clip, tuple) else (clip, frontend.sample_rate)
-            wave = np.asarray(samples, np.float32)
-            if wave.ndim != 1 or not wave.size or not np.isfinite(wave).all():
-                raise AudioError(f"samples of shape {wave.shape}: expected finite numbers [n], one channel, n > 0")
-            wave = wave if rate == frontend.sample_rate else resample(wave, rate, frontend.sample_rate)
-        name = clip if isinstance(clip, str | Path) else "samples"
-        if len(wave) < FRAME_SECONDS * frontend.sample_rate:
-            _log.warning("%s: shorter than a frame (25 ms), the model hears next to nothing: give a longer clip", name)
-        elif not wave.any():
-            _log.warning("%s: silent, every sample is zero: give a clip with sound", name)
-        return frontend.numpy(wave)
+
+def _clips(audio: Any) -> list[Clip]:
+    return audio if isinstance(audio, list) else [] if audio is None else [audio]
 
 
 class _Stream:

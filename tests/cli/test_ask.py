@@ -126,7 +126,7 @@ def test_a_chat(loaded, trained, model, clips, typed, capsys):
     assert out == "".join(f"{model.generate(question, clips / clip, **DRAW)}\n" for question, clip in expected)
     bad, empty, unknown = err.splitlines()
     assert bad.startswith("alm: error: ") and "bad.wav" in bad
-    assert "/audio takes a sound file" in empty and "no command /sing" in unknown
+    assert "/audio takes sound files" in empty and "no command /sing" in unknown
 
     typed("Why?", "/quit", "never asked")
     assert ask(trained, "--interactive", *DRAWN) == 0
@@ -136,10 +136,10 @@ def test_a_chat(loaded, trained, model, clips, typed, capsys):
 def test_a_chat_encodes_a_clip_once(loaded, trained, clips, typed, monkeypatch):
     encoded = []
     encode = LoadedModel.encode
-    monkeypatch.setattr(LoadedModel, "encode", lambda self, audio: encoded.append(audio) or encode(self, audio))
+    monkeypatch.setattr(LoadedModel, "encode", lambda self, audio, *args: encoded.append(audio) or encode(self, audio))
     typed("What?", "Why?", "When?")
     assert ask(trained, "--audio", clips / "a.wav", "--interactive", "--max-new-tokens", "1") == 0
-    assert encoded == [[clips / "a.wav"]]
+    assert encoded == [(clips / "a.wav",)]
 
 
 def test_interrupting_a_chat(loaded, trained, model, typed, monkeypatch, capsys):
@@ -178,7 +178,7 @@ def test_the_prompt_of_a_terminal(loaded, trained, stdout_too, monkeypatch, caps
         monkeypatch.setattr("sys.stdout", Terminal())
     assert ask(trained, "--interactive", *DRAWN) == 0
     out, err = capsys.readouterr()
-    assert "/audio FILE takes another clip" in err
+    assert "/audio FILE ... takes other clips" in err
     assert prompts == (["> ", "> "] if stdout_too else [])
     assert err.count("> ") == (0 if stdout_too else 2)
     assert ">" not in out and out.count("\n") == (0 if stdout_too else 1)

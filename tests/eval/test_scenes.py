@@ -1,5 +1,6 @@
 """The scene protocol with answerers whose scores are known."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from alm_jax.data.manifest import read_manifest, shipped_sounds
 from alm_jax.data.rows import read_rows
 from alm_jax.data.scenes import SceneConfig, write_scenes
-from alm_jax.eval.answers import answer_rows, encode_clips
+from alm_jax.eval.answers import answer_rows, encode_clips, features_of
 from alm_jax.eval.scenes import score_scenes
 
 KINDS = ("events", "first", "presence", "count")
@@ -29,8 +30,8 @@ class Answerer:
 
     def answer(self, questions, features, **_):
         by_number = {number: clip for clip, number in self.numbers.items()}
-        named = [by_number[float(np.asarray(f).ravel()[0])] for f in features]
-        return [self.replies.get((q, Path(clip).name), self.default) for q, clip in zip(questions, named)]
+        named = [[Path(by_number[float(np.asarray(f).ravel()[0])]).name for f in clips] for clips in features]
+        return [self.replies.get((q, *clips), self.default) for q, clips in zip(questions, named)]
 
 
 @pytest.fixture(scope="module")
@@ -78,5 +79,19 @@ def test_answers_come_in_the_order_of_the_rows(rows_path):
     rows = read_rows(rows_path)
     model = Answerer(_truth(rows))
     features = encode_clips(model, [rows.clip_path(rows[i].audio_id) for i in range(len(rows))])
-    each = [features[rows.clip_path(rows[i].audio_id)] for i in range(len(rows))]
+    each = [[features[rows.clip_path(rows[i].audio_id)]] for i in range(len(rows))]
     assert answer_rows(model, list(rows.rows), each, batch_size=5) == [rows[i].output for i in range(len(rows))]
+
+
+def test_rows_of_several_clips(tmp_path):
+    rows = [
+        {"instruction": "Which is louder?", "audio_id": ["a.wav", "b.wav"], "output": "first"},
+        {"instruction": "What is heard?", "audio_id": "b.wav", "output": "rain"},
+        {"instruction": "Why?", "audio_id": "", "output": "because"},
+    ]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    rows = read_rows(tmp_path / "rows.json")
+    model = Answerer({("Which is louder?", "a.wav", "b.wav"): "1", ("What is heard?", "b.wav"): "2", ("Why?",): "3"})
+    features = features_of(model, rows, range(3))
+    assert [len(clips) for clips in features] == [2, 1, 0]
+    assert answer_rows(model, list(rows.rows), features, batch_size=2) == ["1", "2", "3"]
