@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
@@ -19,7 +20,6 @@ from alm_jax.convert.rules import Rule
 _CHUNK = 16 << 20  # bytes of a tensor read at once
 _HELD = 512 << 20  # bytes of shards of one parameter filled in one pass over the file (one shard at least)
 _TILE = 128  # edge of the squares in which a transposed copy stays within the CPU's cache
-_ALIGN = 64  # bytes; JAX takes an array so aligned as its own on CPU, without a copy
 
 Bounds = tuple[tuple[int, int], ...]
 
@@ -147,6 +147,8 @@ def _copy(values: np.ndarray, out: np.ndarray) -> None:
     A square is first copied as it lies: read across rows whose distance is a power of two, its lines would evict one
     another from the cache (3 to 5 times slower, measured).
     """
+    if values.dtype == out.dtype and values.dtype.itemsize == 2:
+        values, out = values.view(np.uint16), out.view(np.uint16)  # NumPy copies bfloat16 a value at a time
     if values.ndim < 2 or values.strides[-1] <= values.strides[-2]:
         out[...] = values
         return
@@ -157,8 +159,10 @@ def _copy(values: np.ndarray, out: np.ndarray) -> None:
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An uninitialised array that begins at a multiple of `_ALIGN` bytes."""
+    """An array of pages of its own, which JAX takes on CPU without a copy.
+
+    `np.empty` asks for huge pages, which a virtual machine may have to be given by its host (measured: 8 seconds in the
+    kernel instead of 2 for 2.2 GB).
+    """
     size = prod(shape) * dtype.itemsize
-    buffer = np.empty(size + _ALIGN, np.uint8)
-    start = -buffer.ctypes.data % _ALIGN
-    return buffer[start : start + size].view(dtype).reshape(shape)
+    return np.frombuffer(mmap.mmap(-1, max(1, size)), np.uint8, size).view(dtype).reshape(shape)
