@@ -60,6 +60,19 @@ def test_safetensors_reads_only_the_rows_it_needs(tmp_path):
     assert open_tensors(path).read("w", (slice(rows - 1, None), slice(2, 5))).tolist() == [[0, 0, 0]]
 
 
+@pytest.mark.parametrize("segment", [1, 4096])
+def test_safetensors_columns_are_read_by_their_own_bytes(tmp_path, monkeypatch, segment):
+    """Values are those of the whole tensor, however columns are read."""
+    monkeypatch.setattr("alm_jax.convert.formats.raw._SEGMENT", segment)
+    tensors = {"w": rand(7, 12), "k": rand(5, 8, 3, dtype=ml_dtypes.bfloat16)}
+    save_file(tensors, tmp_path / "x.safetensors")
+    file = open_tensors(tmp_path)
+    for key in tensors:
+        assert_slices(file, key)
+    np.testing.assert_array_equal(file.read("k", (slice(1, 4), slice(2, 5))), tensors["k"][1:4, 2:5])
+    np.testing.assert_array_equal(file.read("k", (slice(1, 4), slice(2, 5), slice(0, 2))), tensors["k"][1:4, 2:5, :2])
+
+
 def test_safetensors_faults_are_listed_together(tmp_path):
     path = raw_safetensors(
         tmp_path / "x.safetensors",

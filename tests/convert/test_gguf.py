@@ -116,6 +116,17 @@ def test_gguf_quantised(tmp_path, kind, decode, halves_at):
     assert_slices(file, "w")
 
 
+@pytest.mark.parametrize(("kind", "quantum"), [(K.Q8_0, 127), (K.Q4_0, 8), (K.Q4_1, 15), (K.BF16, 256), (K.F16, 2048)])
+def test_gguf_quantised_by_its_own_package(tmp_path, kind, quantum):
+    """What `gguf` quantises is read as it dequantises it, within a quantum of the values."""
+    values = rand(6, 64)
+    data = gguf.quants.quantize(values, kind)
+    write_gguf(tmp_path / "m.gguf", {"w": (data, kind)})
+    got = open_tensors(tmp_path).read("w").astype(np.float32)
+    np.testing.assert_array_equal(got, gguf.quants.dequantize(data, kind))
+    assert np.abs(got - values).max() <= 1.01 * np.abs(values).max() * (2 if kind == K.Q4_1 else 1) / quantum
+
+
 def gguf_bytes(tensor_count=0, entries=b"", entry_count=0, infos=b"", version=3):
     return b"GGUF" + struct.pack("<IQQ", version, tensor_count, entry_count) + entries + infos
 

@@ -47,7 +47,7 @@ class TorchPickle:
         return _as_numpy(self._tensors[key][:0] if self.shape(key) else self._tensors[key]).dtype
 
     def read(self, key: str, index: Index | None = None) -> np.ndarray:
-        return _as_numpy(self._tensors[key])[(..., *(index or ()))].copy()  # of a scalar an array too
+        return _as_numpy(self._tensors[key])[(*(index or ()), ...)].copy()  # of a scalar an array too
 
 
 def _as_numpy(tensor: Any) -> np.ndarray:
