@@ -62,7 +62,9 @@ def load(
 
 def loaded_run(run: Run, dtype: Any = None) -> LoadedModel:
     """The model of a run that has been read; `dtype` of activations."""
-    return LoadedModel(spec_of(run), run.arrays, load_tokenizer(run.path / "tokenizer"), dtype)
+    aligner = run.path / "aligner_tokenizer"
+    words = load_tokenizer(aligner) if aligner.is_dir() else None
+    return LoadedModel(spec_of(run), run.arrays, load_tokenizer(run.path / "tokenizer"), dtype, words)
 
 
 def spec_of(run: Run) -> Spec:

@@ -23,10 +23,11 @@ _CHAT = "one question a line; /audio FILE ... takes other clips, /quit or Ctrl-D
 class Ask:
     """Answer a question about sound files: the answer alone goes to stdout.
 
-    MODEL is a run's folder, what alm convert wrote of one, or a published checkpoint (LTU, LTU-AS). Without --audio the
+    MODEL is a run's folder, what alm convert wrote of one, or a published checkpoint. Without --audio the
     question is about no sound. With several --audio, <audio> marks in the question say where each clip is heard, in
     their order; without marks all come first. How answers are chosen is the model's own unless options say otherwise:
-    runs answer greedily, LTU and LTU-AS draw (temperature 0.1, top-k 500, top-p 0.95, repetition penalty 1.1).
+    runs answer greedily, LTU and LTU-AS draw (temperature 0.1, top-k 500, top-p 0.95, repetition penalty 1.1), APT and
+    MATS search with 5 and 4 beams.
 
     examples:
       alm ask runs/tiny --audio clip.wav "What is heard?"
@@ -51,8 +52,7 @@ class Ask:
     example: Annotated[tyro.conf.UseAppendAction[tuple[tuple[Path, str], ...]], tyro.conf.arg(metavar="FILE TEXT")] = ()
     """a sound file and the text that follows it, before the question; again for each further one (few-shot)"""
     choices: Annotated[str | None, tyro.conf.arg(metavar="A;B;C")] = None
-    """say which of these the model holds most likely, by mean log-likelihood; with --batch also `meta`: the choices in
-    each row's meta"""
+    """say which of these the model holds most likely, by mean log-likelihood; of --batch also `meta`: each row's own"""
     input: Annotated[str, tyro.conf.arg(metavar="TEXT")] = ""
     """further text that the question is about (LTU-AS: what is said in the clip)"""
     interactive: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -78,7 +78,7 @@ class Ask:
     beams: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """beam search: so many answers grow side by side; nothing is drawn"""
     length_penalty: Annotated[float | None, tyro.conf.arg(metavar="X")] = None
-    """of beam search: log-likelihoods are divided by length to this power; above 1 favours long answers"""
+    """of beam search: log-likelihoods are divided by length to this power; the higher, the longer"""
     no_repeat_ngram: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """of beam search: so many tokens in a row occur once in an answer; 0 allows all"""
     seed: int = 0

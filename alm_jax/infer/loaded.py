@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from alm_jax.core import tree
 from alm_jax.core.errors import UsageError
@@ -72,6 +73,11 @@ class LoadedModel:
     def config(self) -> AlmConfig:
         """The model's parts."""
         return self.spec.model
+
+    @property
+    def aligner(self) -> nnx.Module:
+        """The aligner; `infer.tagging` scores tags by its text encoder."""
+        return self._reader.aligner
 
     @property
     def arrays(self) -> tree.Arrays:
@@ -226,6 +232,8 @@ class LoadedModel:
         Raises:
             UsageError: it is empty, its marks are not as many as its clips, or it is longer than the model reads.
         """
+        if self.config.decoder is None:
+            raise UsageError("this model is an aligner without a decoder, and cannot answer: train the stage after it")
         row = lay_out_prompt(self._parts(question, len(features), input), self.spec.layout, **self._options(features))
         limit = self._reader.decoder.limit
         if limit is not None and len(row) + room - 1 > limit:  # the last new token is chosen and not read

@@ -5,15 +5,18 @@ from __future__ import annotations
 import io
 import json
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import alm_jax
 from alm_jax.audio.io import write_audio
+from alm_jax.cli.ask import Ask, _sampling
 from alm_jax.cli.main import main
+from alm_jax.core.errors import ConfigError
 from alm_jax.infer.loaded import LoadedModel
-from alm_jax.infer.sampling import Sampling
+from alm_jax.infer.sampling import APT_SAMPLING, LTU_SAMPLING, Sampling
 
 DRAWN = ["--max-new-tokens", "6", "--temperature", "1", "--seed", "4"]
 DRAW = {"max_new_tokens": 6, "sampling": Sampling(temperature=1.0), "seed": 4}
@@ -84,6 +87,50 @@ def test_options_reach_the_answer(loaded, trained, model, monkeypatch, capsys):
     assert seen[0] == own
     assert seen[1] == own | {"max_new_tokens": 3, "sampling": Sampling(0.5, 7, 0.25), "seed": 5, "input": "Hello."}
     assert seen[2] == own | {"sampling": Sampling(repetition_penalty=1.5)}
+    assert ask(trained, QUESTION, "--beams", "3", "--length-penalty", "2", "--no-repeat-ngram", "4") == 0
+    assert seen[3] == own | {"sampling": Sampling(beams=3, length_penalty=2.0, no_repeat_ngram=4)}
+
+
+def test_options_against_the_models_own():
+    def chosen(own, *args):
+        return _sampling(Ask("model", QUESTION, **dict(args)), own)
+
+    assert chosen(LTU_SAMPLING, ("beams", 5)) == Sampling(beams=5, repetition_penalty=1.1)  # a search draws nothing
+    assert chosen(APT_SAMPLING, ("temperature", 0.5)) == Sampling(0.5, repetition_penalty=1.5)  # a draw does not search
+    assert chosen(APT_SAMPLING, ("beams", 1)) == Sampling(repetition_penalty=1.5)
+    assert chosen(APT_SAMPLING, ("length_penalty", 2.0)) == replace(APT_SAMPLING, length_penalty=2.0)
+    with pytest.raises(ConfigError, match="expected beams > 1"):
+        chosen(Sampling(), ("length_penalty", 2.0))
+
+
+def test_several_clips(loaded, trained, model, clips, capsys):
+    a, b = clips / "a.wav", clips / "b.wav"
+    marked = "Is <audio> louder than <audio>?"
+    assert ask(trained, "--audio", a, "--audio", b, QUESTION, *DRAWN) == 0
+    assert ask(trained, "--audio", b, "--audio", a, marked, *DRAWN) == 0
+    assert capsys.readouterr() == (
+        f"{model.generate(QUESTION, [a, b], **DRAW)}\n{model.generate(marked, [b, a], **DRAW)}\n",
+        "",
+    )
+
+
+def test_examples(loaded, trained, model, clips, capsys):
+    a, b = clips / "a.wav", clips / "b.wav"
+    given = ["--example", a, "This is a dog", "--example", b, "This is rain"]
+    assert ask(trained, *given, "--audio", b, "This is", *DRAWN) == 0
+    expected = model.generate("This is", b, examples=[(a, "This is a dog"), (b, "This is rain")], **DRAW)
+    assert capsys.readouterr() == (f"{expected}\n", "")
+
+
+def test_choices_and_segments(loaded, trained, model, tmp_path, capsys):
+    clip = tmp_path / "long.wav"  # windows are of 32 frames, 0.32 s
+    write_audio(clip, np.random.default_rng(2).normal(size=12000) / 4, 16000)
+    assert ask(trained, "--audio", clip, "--segments", "3", "--choices", "dog; It is 4.;rain", QUESTION) == 0
+    ranked = model.rank(QUESTION, ["dog", "It is 4.", "rain"], clip, segments=3)
+    assert capsys.readouterr() == (f"{next(iter(ranked))}\n", "")
+    assert ask(trained, "--audio", clip, "--segments", "2", QUESTION) == 1
+    err = capsys.readouterr().err
+    assert err.startswith(f"alm: error: {clip}: longer than 2 segments, which are 0.64 s") and err.count("\n") == 1
 
 
 def test_the_best_checkpoint(trained, capsys):
@@ -131,6 +178,17 @@ def test_a_chat(loaded, trained, model, clips, typed, capsys):
     typed("Why?", "/quit", "never asked")
     assert ask(trained, "--interactive", *DRAWN) == 0
     assert capsys.readouterr() == (model.generate("Why?", **DRAW) + "\n", "")
+
+
+def test_a_chat_about_several_clips(loaded, trained, model, clips, typed, tmp_path, capsys):
+    a, b, odd = clips / "a.wav", clips / "b.wav", tmp_path / "a b.wav"
+    odd.symlink_to(b)
+    typed("Why?", "Is <audio> or <audio>?", f"/audio {a} '{odd}'", "Is <audio> or <audio>?", f"/audio {odd}", "Why?")
+    assert ask(trained, "--audio", a, "--example", b, "It is 2.", "--interactive", *DRAWN) == 0
+    out, err = capsys.readouterr()
+    asked = [("Why?", a), ("Is <audio> or <audio>?", [a, odd]), ("Why?", odd)]
+    assert out == "".join(f"{model.generate(q, clip, examples=[(b, 'It is 2.')], **DRAW)}\n" for q, clip in asked)
+    assert "holds 2 <audio> marks, and 1 clip is given" in err and err.count("\n") == 1
 
 
 def test_a_chat_encodes_a_clip_once(loaded, trained, clips, typed, monkeypatch):
@@ -224,6 +282,41 @@ def test_a_batch_answers_as_single_questions_do(loaded, trained, model, rows, tm
     assert out.read_bytes() == before
     assert ask(trained, "--batch", rows, "--out", tmp_path / "wide.jsonl", *DRAWN) == 0
     assert (tmp_path / "wide.jsonl").read_bytes() == before
+
+
+def test_a_batch_of_several_clips_and_choices(loaded, trained, model, rows, tmp_path, capsys):
+    table = [
+        {"instruction": "Which?", "audio_id": ["a.wav", "b.wav"], "meta": {"choices": ["first", "second", "no"]}},
+        {"instruction": "<audio>dog<audio>", "audio_id": ["b.wav", "a.wav"], "meta": {"choices": ["dog", "a cat"]}},
+        {"instruction": "Why?", "audio_id": ["a.wav", "bad.wav"], "meta": {"choices": ["rain"]}},
+        {"instruction": "What?", "audio_id": "b.wav", "meta": {"choices": "rain"}},
+        {"instruction": "How?", "audio_id": ""},
+    ]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in table))
+    clips = [[rows.parent / clip for clip in ids] for ids in (["a.wav", "b.wav"], ["b.wav", "a.wav"])]
+    out, ranked = tmp_path / "answers.jsonl", tmp_path / "ranked.jsonl"
+    assert batch(trained, rows, out) == 1
+    told = read(out)
+    for row, paths, found in zip(table[:2], clips, told):
+        assert found["prediction"] == model.generate(row["instruction"], paths, **DRAW)
+        assert found["audio_id"] == row["audio_id"]
+    assert "bad.wav" in told[2]["error"] and all("prediction" in found for found in told[3:])
+
+    options = ["--out", ranked, "--batch-size", "2"]
+    for _ in range(2):
+        assert ask(trained, "--batch", rows, *options, "--choices", "meta") == 1
+        told = read(ranked)
+        for row, paths, found in zip(table[:2], clips, told):
+            expected = model.rank(row["instruction"], row["meta"]["choices"], paths)
+            assert found["prediction"] == next(iter(expected)) and found["scores"] == pytest.approx(expected, abs=1e-5)
+        assert "bad.wav" in told[2]["error"]
+        assert told[3]["error"] == "the row's meta has choices 'rain': expected a list of answers"
+        assert "meta has choices None" in told[4]["error"]
+    capsys.readouterr()
+    assert ask(trained, "--batch", rows, *options, "--choices", "yes;no") == 2
+    assert "(different: choices)" in capsys.readouterr().err
+    assert ask(trained, "--batch", rows, "--out", tmp_path / "same.jsonl", "--choices", "yes;no") == 1
+    assert {found.get("prediction") for found in read(tmp_path / "same.jsonl")} <= {"yes", "no", None}
 
 
 def test_a_stopped_batch_goes_on(loaded, trained, rows, tmp_path, monkeypatch, capsys):
@@ -335,6 +428,21 @@ def test_bad_rows_are_named_before_a_model_is_loaded(trained, tmp_path, monkeypa
         (["--batch", "rows.json", "--out", "a.jsonl", "--audio", "a.wav"], 2, "--batch takes clips and input from"),
         (["--batch", "rows.json", "--out", "a.jsonl", "--batch-size", "0"], 2, "--batch-size 0: expected 1 or more"),
         (["Why?", "--max-new-tokens", "0"], 2, "--max-new-tokens 0: expected 1 or more"),
+        (["Why?", "--segments", "0"], 2, "--segments 0: expected 1 or more"),
+        (["Is <audio> here?"], 2, "holds 1 <audio> mark, and no clips are given"),
+        (["<audio> or <audio>?", "--audio", "a.wav"], 2, "holds 2 <audio> marks, and 1 clip is given"),
+        (["Why?", "--audio", "nothing.wav", "--audio", "b.wav"], 1, "nothing.wav: No such file"),
+        (["Why?", "--example", "nothing.wav", "a dog"], 1, "nothing.wav: No such file"),
+        (["Why?", "--example", "a.wav", " "], 2, "an example's text is ' '"),
+        (["Why?", "--example", "a.wav"], 2, "--example"),
+        (["--batch", "rows.json", "--out", "a.jsonl", "--example", "a.wav", "b"], 2, "leave --audio, --example and"),
+        (["Why?", "--choices", "dog"], 2, "--choices 'dog': expected two answers or more, parted by ;"),
+        (["Why?", "--choices", "meta"], 2, "--choices 'meta': expected two answers or more, parted by ;"),
+        (["Why?", "--choices", "a;;b"], 2, "--choices 'a;;b': expected two answers or more"),
+        (["Why?", "--choices", "a;b", "--beams", "3"], 2, "--choices compares given answers, and makes none"),
+        (["Why?", "--beams", "0"], 2, "expected beams >= 1"),
+        (["Why?", "--beams", "3", "--temperature", "1"], 2, "beam search draws nothing"),
+        (["Why?", "--beams", "1", "--length-penalty", "2"], 2, "expected beams > 1"),
         (["Why?", "--seed", "-1"], 2, "--seed -1: expected 0 or more"),
         (["Why?", "--temperature", "-1"], 2, "expected temperature >= 0"),
         (["Why?", "--top-p", "0"], 2, "0 < top_p <= 1"),

@@ -19,6 +19,7 @@ from alm_jax.data.templates import ALPACA_SHORT, PLAIN
 from alm_jax.data.tokenizer import train_tokenizer
 from alm_jax.infer.loaded import LoadedModel, Spec
 from alm_jax.infer.sampling import Sampling
+from alm_jax.infer.tagging import TagScorer
 from alm_jax.models.aligners.qformer import QFormerConfig
 from alm_jax.models.alm import build
 from alm_jax.models.apt import LAYOUT, apt
@@ -216,3 +217,11 @@ def test_rows_longer_than_the_model_reads(caplog):
         model.generate("Why?", [A] * 16, max_new_tokens=1)
     with pytest.raises(UsageError, match="the model reads 40"):
         model.rank("Why?", ["rain", "a" * 40], A)
+
+
+def test_an_aligner_without_a_decoder_scores_tags():
+    model = loaded(apt(None, ENCODER, QFORMER), LAYOUT, PLAIN, WORDS)
+    with pytest.raises(UsageError, match="is an aligner without a decoder, and cannot answer: train the stage after"):
+        model.generate("Why?", A)
+    scores = TagScorer(model.aligner, model.aligner_tokenizer, ["dog", "rain"])(["the dog", "", "rain"])
+    assert scores.shape == (3, 2) and (scores[1] == 0).all() and (scores[[0, 2]] > 0).all()
