@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from alm_jax.cli.display import progress
 from alm_jax.cli.parse import parse
 from alm_jax.core.errors import CheckpointError, UsageError
 
@@ -209,7 +212,9 @@ def write(folder: Path, weights: Weights, target: Target, dtype: Any, shard_byte
         return tensors if dtype is None else (save.cast(tensor, dtype, beyond) for tensor in tensors)
 
     def put(where: Path, tensors: Iterable[Any], stem: str) -> Path:
-        return save.save_safetensors(where, cast(tensors), stem=stem, shard_bytes=shard_bytes)
+        with progress(f"{stem}.safetensors") as shown:
+            counted = _counted(list(cast(tensors)), shown)
+            return save.save_safetensors(where, counted, stem=stem, shard_bytes=shard_bytes)
 
     stays = target.layout in (weights.origin.layout, LAYOUTS[weights.origin.layout].becomes)
     unused = {key: leaf for key, leaf in weights.dead.items() if stays and key in table.dead}
@@ -228,6 +233,18 @@ def write(folder: Path, weights: Weights, target: Target, dtype: Any, shard_byte
     _write_tokenizer(folder, weights)
     (folder / "README.md").write_text(_card(weights, target, dtype), encoding="utf-8")
     return written
+
+
+def _counted(tensors: Sequence[Any], shown: Callable[[int, int], None]) -> Iterator[Any]:
+    """The tensors, which call `shown(written, all)` as they are written."""
+    written = itertools.count(1)
+
+    def pieces(tensor: Any) -> Iterator[Any]:
+        yield from tensor.pieces()
+        shown(next(written), len(tensors))
+
+    for tensor in tensors:
+        yield replace(tensor, pieces=partial(pieces, tensor))
 
 
 def _write_encoder(folder: Path, weights: Weights, left: dict[str, Any], put: Any) -> None:
