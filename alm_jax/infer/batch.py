@@ -133,9 +133,10 @@ def _replace_lines(out: Path, lines: Mapping[int, bytes]) -> None:
 
 
 def fingerprint(model: LoadedModel) -> str:
-    """sha256 of what an answer depends on: sizes, conventions, tokenizer, dtype, and a checksum of every parameter."""
+    """sha256 of what an answer depends on: sizes, conventions, tokenizers, dtype, and a checksum of every parameter."""
     sums = {path: int(value) for path, value in _checksums(model.arrays).items()}
-    told = [repr(model.spec), model.tokenizer.fingerprint, str(model.dtype), sorted(sums.items())]
+    words = [each.fingerprint for each in (model.tokenizer, model.aligner_tokenizer) if each is not None]
+    told = [repr(model.spec), *words, str(model.dtype), sorted(sums.items())]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
