@@ -140,6 +140,30 @@ def load_torch(folder: Path) -> dict[str, float]:
     return {"seconds": seconds, "cpu": cpu, "before": before, "peak": resident("VmHWM"), "arrays": size}
 
 
+def convert(source: Path) -> dict[str, float]:
+    """`alm convert SOURCE TARGET --to alm` in a process of its own; what it wrote is removed.
+
+    Called in a small process: the peak that the kernel reports of one begins with that of the process that started it.
+    """
+    target = source.with_name(f"{source.name}-converted")
+    command = [sys.executable, "-m", "alm_jax", "convert", str(source), str(target), "--to", "alm"]
+    _await_memory()
+    start = time.perf_counter()
+    try:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds, cpu = time.perf_counter() - start, usage.ru_utime + usage.ru_stime
+        if status:
+            raise SystemExit(f"{' '.join(command)}: exit status {status}")
+        written = sum(path.stat().st_size for path in target.iterdir())
+    finally:
+        shutil.rmtree(target, ignore_errors=True)
+    return {"seconds": seconds, "cpu": cpu, "peak": usage.ru_maxrss * 1024, "bytes": written}
+
+
+MEASURES = {"load": load_ours, "torch": load_torch, "convert": convert}
+
+
 def _await_memory() -> None:
     """Tell the parent that the imports are done, and wait until it has made memory ready."""
     print("ready", flush=True)
@@ -167,27 +191,6 @@ def in_process(name: str, folder: Path, size: int) -> dict[str, float]:
     return json.loads(output.splitlines()[-1])
 
 
-def convert(source: Path, target: Path) -> dict[str, float]:
-    """`alm convert SOURCE TARGET --to alm` in a process of its own; what it wrote is removed."""
-    command = [sys.executable, "-m", "alm_jax", "convert", str(source), str(target), "--to", "alm"]
-    start = time.perf_counter()
-    try:
-        process = subprocess.Popen(command, env=os.environ | {"JAX_PLATFORMS": "cpu"}, stdout=subprocess.DEVNULL)
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - start
-        if status:
-            raise SystemExit(f"{' '.join(command)}: exit status {status}")
-        written = sum(path.stat().st_size for path in target.iterdir())
-    finally:
-        shutil.rmtree(target, ignore_errors=True)
-    return {
-        "seconds": seconds,
-        "cpu": usage.ru_utime + usage.ru_stime,
-        "peak": usage.ru_maxrss * 1024,
-        "bytes": written,
-    }
-
-
 def measure(work: Path, shape: str, rounds: int, what: list[str]) -> dict[str, Any]:
     """All measurements of one shape."""
     folder = work / shape
@@ -206,7 +209,7 @@ def measure(work: Path, shape: str, rounds: int, what: list[str]) -> dict[str, A
             if name in what:
                 result.setdefault(name, []).append(in_process(name, folder, result["file_bytes"]))
     if "convert" in what:
-        result["convert"] = convert(folder, work / f"{shape}-converted")
+        result["convert"] = in_process("convert", folder, result["file_bytes"])
     return result | {"goals": goals(result)}
 
 
@@ -251,12 +254,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, required=True, help="folder for the generated checkpoint")
     parser.add_argument("--shape", default="tinyllama_1.1b", help="a registered LLaMA (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="loads on each side (default: %(default)s)")
-    parser.add_argument("--what", nargs="+", choices=("load", "torch", "convert"), default=["load", "torch", "convert"])
+    parser.add_argument("--what", nargs="+", choices=MEASURES, default=list(MEASURES))
     parser.add_argument("--json", type=Path, help="file for the measurements")
-    parser.add_argument("--measure", choices=("load", "torch"), help=argparse.SUPPRESS)
+    parser.add_argument("--measure", choices=MEASURES, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.measure:
-        print(json.dumps({"load": load_ours, "torch": load_torch}[options.measure](options.work)))
+        print(json.dumps(MEASURES[options.measure](options.work)))
         return 0
     result = measure(options.work, options.shape, options.rounds, options.what)
     if options.json:
