@@ -61,8 +61,10 @@ class Layout:
             touch are one string, and the row as a whole is cut.
         max_prompt_tokens, max_answer_tokens: longest parts where they are apart, EOS counted: a prompt loses its
             beginning, an answer its end.
-        aligner_text_tokens: longest text of an aligner that reads what follows its clip, special tokens counted, cut
-            at its beginning; 0 for aligners that read none.
+        aligner_text_tokens: longest text of an aligner that reads one with its clip, special tokens counted; 0 for
+            aligners that read none.
+        aligner_reads: the `prompt` that follows the clip, cut at its beginning; or the `answer`, cut at its end, for an
+            aligner that is to learn what goes with which clip.
     """
 
     bos: Literal["first", "after_audio", "after_images"] = "first"
@@ -76,6 +78,7 @@ class Layout:
     max_prompt_tokens: int | None = None
     max_answer_tokens: int | None = None
     aligner_text_tokens: int = 0
+    aligner_reads: Literal["prompt", "answer"] = "prompt"
 
 
 @dataclass

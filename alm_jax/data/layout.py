@@ -159,22 +159,23 @@ def _opening(layout: Layout, tokenizer: Tokenizer) -> list[int]:
 def _aligner_texts(
     parts: Sequence[Part], layout: Layout, tokenizer: Tokenizer | None
 ) -> dict[Audio | Image, tuple[int, ...]]:
-    """What an aligner reads with each clip and image: the text, not to be learnt, that follows next, or its own."""
+    """What an aligner reads with each clip and image: the prompt or answer that follows next, or an image's own."""
     if not layout.aligner_text_tokens or tokenizer is None:
         return {}
     texts: dict[Audio | Image, str] = {}
-    following = ""
+    following, answers = "", layout.aligner_reads == "answer"
     for part in reversed(parts):
         if isinstance(part, Image):
             texts[part] = following if part.prompt is None else part.prompt
         elif isinstance(part, Audio):
             texts[part] = following
-        elif not part.loss:
+        elif part.loss == answers:
             following = part.text
     opening = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     room = layout.aligner_text_tokens - len(opening) - 1
     ids = {part: tokenizer.encode(text) for part, text in texts.items()}
-    return {part: (*opening, *run[max(0, len(run) - room) :], tokenizer.eos_id) for part, run in ids.items()}
+    begins = {part: 0 if answers else max(0, len(run) - room) for part, run in ids.items()}
+    return {part: (*opening, *run[begins[part] :][:room], tokenizer.eos_id) for part, run in ids.items()}
 
 
 def _groups(parts: Sequence[Part], layout: Layout) -> list[Audio | Image | list[Text]]:

@@ -40,6 +40,9 @@ LAYOUT = Layout(
     aligner_text_tokens=128,
 )
 
+# The alignment stage reads what is said of a clip; its own first 32 tokens.
+ALIGNMENT_LAYOUT = replace(LAYOUT, aligner_reads="answer", aligner_text_tokens=32)
+
 # The published code hears 32 kHz, scaled to a peak and without mean and deviation, although Audio-MAE was trained at
 # 16 kHz and with both (`AUDIO_MAE_FRONTEND`).
 FRONTEND = KaldiFbank(sample_rate=32000, peak=0.5, mean=0.0, std=1.0)
@@ -76,20 +79,25 @@ class AlignmentLosses(NamedTuple):
     text: jax.Array
 
 
-def alignment_losses(aligner: QFormer, audio: jax.Array, text: AlignerText, key: jax.Array) -> AlignmentLosses:
+def alignment_losses(
+    aligner: QFormer, audio: jax.Array, text: AlignerText, key: jax.Array | None = None, rows: jax.Array | None = None
+) -> AlignmentLosses:
     """Losses of B clips and their texts, row by row; negatives are the other rows.
 
     Args:
         aligner: with `pretraining` heads. audio: normalised features [B, T, dim] (`QFormer.normalise`).
-        text: `[CLS] ... [SEP]` and padding. key: of the drawn negatives and of dropout.
+        text: `[CLS] ... [SEP]` and padding. key: of the drawn negatives and of dropout; None for no dropout, and the
+            same draw each time.
+        rows: bool [B], False for places in the batch that hold no pair; None if all do.
     """
-    keys = jax.random.split(key, 4)
+    keys = (None, jax.random.key(0), None, None) if key is None else jax.random.split(key, 4)
     similar = similarities(aligner, audio, text, keys[0])
-    clips, texts = draw_negatives(similar, keys[1])
+    clips, texts = draw_negatives(similar, keys[1], rows)
+    counted = text if rows is None else AlignerText(text.tokens, text.mask & rows[:, None])
     return AlignmentLosses(
-        contrast_loss(similar),
-        match_loss(matches(aligner, *matching_rows(audio, text, clips, texts), keys[2])),
-        text_loss(aligner, audio, text, keys[3]),
+        contrast_loss(similar, rows),
+        match_loss(matches(aligner, *matching_rows(audio, text, clips, texts), keys[2]), rows),
+        text_loss(aligner, audio, counted, keys[3]),
     )
 
 
@@ -100,21 +108,24 @@ def similarities(aligner: QFormer, audio: jax.Array, text: AlignerText, key: jax
     return cosines.max(-1) / aligner.heads.temperature[...]
 
 
-def contrast_loss(similar: jax.Array) -> jax.Array:
+def contrast_loss(similar: jax.Array, rows: jax.Array | None = None) -> jax.Array:
     """Clip i belongs to text i: cross-entropy along both axes of [clips, texts], averaged."""
     own = jnp.arange(similar.shape[0])
-    return (_cross_entropy(similar, own, SMOOTHING).mean() + _cross_entropy(similar.T, own, SMOOTHING).mean()) / 2
+    one_way = lambda scores: _cross_entropy(scores, own, SMOOTHING, among=rows).mean(where=rows)
+    return (one_way(similar) + one_way(similar.T)) / 2
 
 
-def negative_weights(similar: jax.Array) -> jax.Array:
+def negative_weights(similar: jax.Array, rows: jax.Array | None = None) -> jax.Array:
     """How likely each column is drawn as the negative of a row [n, n]: by similarity; never the row's own."""
-    return jnp.where(jnp.eye(similar.shape[0], dtype=bool), 0.0, jax.nn.softmax(similar, axis=-1) + 1e-4)
+    weights = jax.nn.softmax(similar, axis=-1, where=rows) + 1e-4
+    unfit = jnp.eye(similar.shape[0], dtype=bool) | (False if rows is None else ~rows)
+    return jnp.where(unfit, 0.0, weights)
 
 
-def draw_negatives(similar: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+def draw_negatives(similar: jax.Array, key: jax.Array, rows: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
     """Hard negatives of [clips, texts]: for each text another clip int [B], for each clip another text int [B]."""
     keys = jax.random.split(key)
-    draw = lambda key, scores: jax.random.categorical(key, jnp.log(negative_weights(scores)))
+    draw = lambda key, scores: jax.random.categorical(key, jnp.log(negative_weights(scores, rows)))
     return draw(keys[0], similar.T), draw(keys[1], similar)
 
 
@@ -131,10 +142,16 @@ def matches(aligner: QFormer, audio: jax.Array, text: AlignerText, key: jax.Arra
     return aligner.heads.match(queries).mean(1)
 
 
-def match_loss(logits: jax.Array) -> jax.Array:
-    """Cross-entropy of logits [3B, 2] of `matching_rows`, a third of which match."""
+def match_loss(logits: jax.Array, rows: jax.Array | None = None) -> jax.Array:
+    """Cross-entropy of logits [3B, 2] of `matching_rows`, a third of which match.
+
+    Of `rows` bool [B] a single one has no negatives.
+    """
     labels = (jnp.arange(logits.shape[0]) < logits.shape[0] // 3).astype(jnp.int32)
-    return _cross_entropy(logits, labels).mean()
+    if rows is not None:
+        others = rows & (rows.sum() > 1)
+        rows = jnp.concatenate([rows, others, others])
+    return _cross_entropy(logits, labels).mean(where=rows)
 
 
 def text_logits(aligner: QFormer, audio: jax.Array, text: AlignerText, key: jax.Array | None = None) -> jax.Array:
@@ -148,11 +165,15 @@ def text_loss(aligner: QFormer, audio: jax.Array, text: AlignerText, key: jax.Ar
     """Token mean of the smoothed cross-entropy of each text's words after the first."""
     logits = text_logits(aligner, audio, text, key)[:, :-1]
     counted = text.mask[:, 1:].astype(jnp.float32)
-    return (_cross_entropy(logits, text.tokens[:, 1:], SMOOTHING) * counted).sum() / counted.sum()
+    return (_cross_entropy(logits, text.tokens[:, 1:], SMOOTHING) * counted).sum() / jnp.maximum(counted.sum(), 1.0)
 
 
-def _cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> jax.Array:
-    """[..., n] and int [...] -> float32 [...]; a share `smoothing` of each label is spread over all n."""
+def _cross_entropy(
+    logits: jax.Array, labels: jax.Array, smoothing: float = 0.0, among: jax.Array | None = None
+) -> jax.Array:
+    """[..., n] and int [...] -> float32 [...]; a share `smoothing` of each label is spread over all n, or those
+    `among` which the label is: bool [n]."""
     logits = logits.astype(jnp.float32)
     own = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
-    return jax.nn.logsumexp(logits, axis=-1) - (1 - smoothing) * own - smoothing * logits.mean(-1)
+    spread = logits.mean(-1, where=among)
+    return jax.nn.logsumexp(logits, axis=-1, where=among) - (1 - smoothing) * own - smoothing * spread

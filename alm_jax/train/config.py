@@ -15,7 +15,7 @@ from alm_jax.data.plan import DataSpec
 from alm_jax.data.templates import ALPACA_SHORT, Template
 from alm_jax.models.alm import AlmConfig
 from alm_jax.models.registry import named_config
-from alm_jax.train.objectives import OBJECTIVES, LossGroup
+from alm_jax.train.objectives import OBJECTIVES, OVER_THE_BATCH, LossGroup
 from alm_jax.train.optim import OptimConfig
 
 PREVIOUS = "previous"
@@ -69,7 +69,7 @@ class Stage:
         data: rows and their order; `data.batch_size` is the global batch.
         trainable: patterns of the parameters that train.
         optim: optimiser and schedule. steps, epochs: one of the two says how long.
-        model: overrides of the experiment's model, `{"decoder.lora": None}`.
+        model: overrides of the experiment's model, `{"decoder.lora": None}`. layout: None for the experiment's.
         objective: name in `train.objectives.OBJECTIVES`.
         loss_group, micro_batch: see `train.step.make_step`.
         validation: None for none.
@@ -87,6 +87,7 @@ class Stage:
     steps: int | None = None
     epochs: float | None = None
     model: dict[str, Any] = field(default_factory=dict)
+    layout: Layout | None = None
     objective: str = "next_token"
     loss_group: LossGroup = "batch"
     micro_batch: int | None = None
@@ -108,12 +109,26 @@ class Stage:
             raise ConfigError(f"stage name {self.name!r}: expected a name that can be a folder's")
         if self.objective not in OBJECTIVES:
             raise ConfigError(f"stage {self.name!r}: objective {self.objective!r}; expected {', '.join(OBJECTIVES)}")
+        if self.objective in OVER_THE_BATCH:
+            _check_whole(self)
         if not self.trainable:
             raise ConfigError(f"stage {self.name!r}: trainable is empty; give patterns such as 'aligner.*'")
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Updates of the stage."""
         return self.steps if self.steps is not None else max(1, round(self.epochs * steps_per_epoch))
+
+
+def _check_whole(stage: Stage) -> None:
+    rows = stage.data.batch_size
+    if stage.loss_group not in ("batch", rows) or stage.micro_batch not in (None, rows):
+        raise ConfigError(
+            f"stage {stage.name!r}: objective {stage.objective} compares all {rows} rows of a batch; loss_group is "
+            f"{stage.loss_group!r}, micro_batch {stage.micro_batch}: leave them out, and lower data.batch_size to save "
+            "memory"
+        )
+    if rows < 2:
+        raise ConfigError(f"stage {stage.name!r}: objective {stage.objective} needs data.batch_size 2 or more")
 
 
 @dataclass(frozen=True)
@@ -144,6 +159,7 @@ class Experiment:
     Attributes:
         name: for people. model: the system's parts. layout, template: how a row becomes positions.
         tokenizer: a name or path as for weights, or one to be trained.
+        aligner_tokenizer: the same for an aligner that reads text (`layout.aligner_text_tokens`), else None.
         weights: pretrained sources. stages: in order.
         mesh: devices along each axis. precision: None chooses by the device.
         seed: of random weights and dropout; the order of data has its own (`data.seed`).
@@ -154,6 +170,7 @@ class Experiment:
     layout: Layout
     tokenizer: str | TrainTokenizer
     stages: tuple[Stage, ...]
+    aligner_tokenizer: str | TrainTokenizer | None = None
     template: Template = ALPACA_SHORT
     weights: tuple[Weights, ...] = ()
     mesh: MeshConfig = field(default_factory=MeshConfig)
@@ -167,6 +184,19 @@ class Experiment:
             raise ConfigError(f"stages are named {names}; expected one at least, each with its own name")
         if any(source.source == PREVIOUS for source in self.weights):
             raise ConfigError("weights name 'previous'; only a stage's init_from can")
+
+        reads = any(self.stage_layout(stage).aligner_text_tokens for stage in self.stages)
+        if reads != (self.aligner_tokenizer is not None):
+            raise ConfigError(
+                "layout.aligner_text_tokens asks for text for the aligner, and aligner_tokenizer is None: name its "
+                "tokenizer, or set layout.aligner_text_tokens to 0"
+                if reads
+                else "aligner_tokenizer is given, and layout.aligner_text_tokens is 0: leave it out, or set both"
+            )
+
+    def stage_layout(self, stage: Stage) -> Layout:
+        """How a row becomes positions in a stage."""
+        return stage.layout or self.layout
 
     def stage_model(self, stage: Stage) -> AlmConfig:
         """The model of a stage, its encoder included."""

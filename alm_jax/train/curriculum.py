@@ -15,7 +15,7 @@ from alm_jax.core.mesh import make_mesh
 from alm_jax.train.batches import data_process, meet
 from alm_jax.train.checkpoint import RunFolder, writing
 from alm_jax.train.config import Experiment, check_same, experiment_of, run_config
-from alm_jax.train.inputs import prepare_tokenizer
+from alm_jax.train.inputs import prepare_tokenizers
 from alm_jax.train.interrupts import Interrupts
 from alm_jax.train.loop import Session, StageResult, run_stage
 from alm_jax.train.metrics import MetricsFile, Progress, TensorBoard, Tracker
@@ -67,7 +67,7 @@ def train(
         display = stack.enter_context(closing(Progress(out / "log.txt" if main else None, show=progress and main)))
         stack.enter_context(_logged(display))
         interrupts = stack.enter_context(Interrupts(display.say))
-        tokenizer = prepare_tokenizer(experiment, out / "tokenizer", display)
+        tokenizers = prepare_tokenizers(experiment, out, display)
         metrics, opened = None, [display]
         if main:
             at = _position(experiment, run)
@@ -78,7 +78,7 @@ def train(
         for tracker in opened:
             if tracker is not display:
                 stack.callback(tracker.close)
-        return _run_stages(Session(experiment, run, tokenizer, models, metrics, opened, display, interrupts))
+        return _run_stages(Session(experiment, run, tokenizers, models, metrics, opened, display, interrupts))
 
 
 def _run_stages(session: Session) -> RunResult:

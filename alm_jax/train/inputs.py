@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -15,6 +16,7 @@ from jax.sharding import Mesh
 from alm_jax.convert import hub
 from alm_jax.core.cache import cache_dir
 from alm_jax.core.errors import ConfigError
+from alm_jax.core.sequence import Layout
 from alm_jax.data.composed import Scenes
 from alm_jax.data.pipeline import DataPipeline, make_pipeline
 from alm_jax.data.plan import DataSpec, Source
@@ -23,10 +25,21 @@ from alm_jax.data.tasks.source import Tasks
 from alm_jax.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from alm_jax.models.alm import AlmConfig
 from alm_jax.train.batches import data_process, meet
-from alm_jax.train.config import Experiment
+from alm_jax.train.config import Experiment, TrainTokenizer
 from alm_jax.train.metrics import Progress
 
 _TOKENIZER_ROWS = 50_000  # rows that a tokenizer is trained on at most
+
+
+TOKENIZER, ALIGNER_TOKENIZER = "tokenizer", "aligner_tokenizer"  # folders of a run
+
+
+@dataclass(frozen=True)
+class Tokenizers:
+    """A run's tokenizers: the decoder's, and that of an aligner that reads text."""
+
+    decoder: Tokenizer
+    aligner: Tokenizer | None = None
 
 
 def located(spec: DataSpec, progress: Progress) -> DataSpec:
@@ -51,48 +64,68 @@ def _located(source: Source | Scenes | Tasks, progress: Progress) -> Source:
 
 
 def pipeline(
-    spec: DataSpec, experiment: Experiment, config: AlmConfig, tokenizer: Tokenizer, mesh: Mesh, progress: Progress
+    spec: DataSpec,
+    experiment: Experiment,
+    layout: Layout,
+    config: AlmConfig,
+    tokenizers: Tokenizers,
+    mesh: Mesh,
+    progress: Progress,
 ) -> DataPipeline:
     """The pipeline of a spec for this process, hearing clips through the model's front end."""
     index, count = data_process(mesh, spec.batch_size)
     return make_pipeline(
         located(spec, progress),
         template=experiment.template,
-        layout=experiment.layout,
-        tokenizer=tokenizer,
+        layout=layout,
+        tokenizer=tokenizers.decoder,
         audio=config.frontend,
         audio_tokens=config.audio_tokens,
+        aligner_tokenizer=tokenizers.aligner if layout.aligner_text_tokens else None,
         cache_dir=cache_dir() / "lengths",
         process_index=index,
         process_count=count,
     )
 
 
-def prepare_tokenizer(experiment: Experiment, folder: Path, progress: Progress) -> Tokenizer:
-    """The run's tokenizer, kept in `folder` from the first time on.
+def prepare_tokenizers(experiment: Experiment, run: Path, progress: Progress) -> Tokenizers:
+    """The run's tokenizers, kept in folders of `run` from the first time on.
 
     Raises:
-        ConfigError: it has more ids than the decoder.
+        ConfigError: one has more ids than the part that reads them.
     """
+    decoder = _prepared(experiment, experiment.tokenizer, run / TOKENIZER, progress)
+    _check_ids(decoder, "tokenizer", "decoder", experiment.model.decoder)
+    if experiment.aligner_tokenizer is None:
+        return Tokenizers(decoder)
+    aligner = _prepared(experiment, experiment.aligner_tokenizer, run / ALIGNER_TOKENIZER, progress)
+    _check_ids(aligner, "aligner_tokenizer", "aligner", experiment.model.aligner)
+    return Tokenizers(decoder, aligner)
+
+
+def _prepared(experiment: Experiment, made_from: str | TrainTokenizer, folder: Path, progress: Progress) -> Tokenizer:
     if jax.process_index() == 0 and not folder.is_dir():
         partial = folder.with_name(f"{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
-        _make_tokenizer(experiment, progress).save(partial)
+        _make_tokenizer(experiment, made_from, progress).save(partial)
         partial.replace(folder)
-    meet("tokenizer")
-    tokenizer = load_tokenizer(folder)
-    if tokenizer.vocab_size > experiment.model.decoder.vocab_size:
+    meet(folder.name)
+    return load_tokenizer(folder)
+
+
+def _make_tokenizer(experiment: Experiment, made_from: str | TrainTokenizer, progress: Progress) -> Tokenizer:
+    if isinstance(made_from, str):
+        return load_tokenizer(hub.resolve(made_from).path)
+    return train_tokenizer(islice(_texts(experiment, progress), _TOKENIZER_ROWS), made_from.vocab_size)
+
+
+def _check_ids(tokenizer: Tokenizer, name: str, part: str, config: Any) -> None:
+    rows = getattr(config, "vocab_size", None)
+    if rows is not None and tokenizer.vocab_size > rows:
         raise ConfigError(
-            f"the tokenizer has {tokenizer.vocab_size} ids, model.decoder.vocab_size is "
-            f"{experiment.model.decoder.vocab_size}: choose the decoder's own tokenizer, or a larger vocabulary"
+            f"the {name} has {tokenizer.vocab_size} ids, model.{part}.vocab_size is {rows}: choose the {part}'s own "
+            "tokenizer, or a larger vocabulary"
         )
-    return tokenizer
-
-
-def _make_tokenizer(experiment: Experiment, progress: Progress) -> Tokenizer:
-    if isinstance(experiment.tokenizer, str):
-        return load_tokenizer(hub.resolve(experiment.tokenizer).path)
-    return train_tokenizer(islice(_texts(experiment, progress), _TOKENIZER_ROWS), experiment.tokenizer.vocab_size)
 
 
 def _texts(experiment: Experiment, progress: Progress) -> Iterator[str]:

@@ -17,7 +17,6 @@ from alm_jax.core.errors import AlmError
 from alm_jax.core.tree import Arrays
 from alm_jax.data.pipeline import DataPipeline, LoadedBatch
 from alm_jax.data.plan import NO_ROW
-from alm_jax.data.tokenizer import Tokenizer
 from alm_jax.train import inputs, weights
 from alm_jax.train.batches import place
 from alm_jax.train.checkpoint import Checkpoints, RunFolder, StageFolder
@@ -37,14 +36,14 @@ class Session:
     """What the stages of a run share.
 
     Attributes:
-        experiment, run, tokenizer: of the run. models: of its stages.
+        experiment, run, tokenizers: of the run. models: of its stages.
         metrics: `metrics.jsonl` on the process that writes it, else None. trackers: all that rows go to.
         progress, interrupts: for the person watching.
     """
 
     experiment: Experiment
     run: RunFolder
-    tokenizer: Tokenizer
+    tokenizers: inputs.Tokenizers
     models: Sequence[StageModel]
     metrics: MetricsFile | None
     trackers: Sequence[Tracker]
@@ -72,7 +71,8 @@ def run_stage(session: Session, index: int) -> StageResult:
     experiment, model = session.experiment, session.models[index]
     stage = model.stage
     folder = session.run.stage(index, stage.name)
-    reading = (experiment, model.config, session.tokenizer, model.mesh, session.progress)
+    layout = experiment.stage_layout(stage)
+    reading = (experiment, layout, model.config, session.tokenizers, model.mesh, session.progress)
     training = inputs.pipeline(stage.data, *reading)
     validation = stage.validation and inputs.pipeline(replace(stage.validation.data, last="pad"), *reading)
     total = stage.total_steps(training.plan.steps_per_epoch)
@@ -167,7 +167,12 @@ def _features(session: Session, model: StageModel, start: Start, pipelines: Sequ
     data, experiment = model.stage.data, session.experiment
     encoder = {path: leaf for path, leaf in start.frozen.items() if path.startswith("encoder.")}
     hearing = Hearing(
-        experiment.template, experiment.layout, session.tokenizer, data.batch_size, data.workers, data.max_bad_share
+        experiment.template,
+        experiment.stage_layout(model.stage),
+        session.tokenizers.decoder,
+        data.batch_size,
+        data.workers,
+        data.max_bad_share,
     )
     return compute_features(
         clips, model, encoder, hearing, cache_dir(), session.progress, should_stop=session.interrupts.requested
@@ -230,10 +235,10 @@ class Trainer:
         loss = None
         if evaluate is not None and (done % self.stage.validation.every == 0 or end):
             self._log_pending()
-            loss = evaluate(state)
+            loss, parts = evaluate(state)
             best, self._validation_loss = loss < self.best, loss
             self.best = min(self.best, loss)
-            self._log({"stage": self.stage.name, "step": done, "validation_loss": loss})
+            self._log({"stage": self.stage.name, "step": done, "validation_loss": loss, **parts})
         if done % loop.checkpoint_every == 0 or end or stop or best:
             self._log_pending()
             if self.session.metrics is not None:
@@ -241,20 +246,22 @@ class Trainer:
             self.checkpoints.save(state, done, loss)
             self._clock = time.monotonic()
 
-    def _evaluator(self) -> Callable[[TrainState], float] | None:
+    def _evaluator(self) -> Callable[[TrainState], tuple[float, dict[str, float]]] | None:
         if self.validation is None:
             return None
         objective = OBJECTIVES[self.stage.objective]
         evaluate = make_eval_step(self.model.like, self.model.precision, objective)
         steps = self.validation.plan.steps_per_epoch
 
-        def run(state: TrainState) -> float:
+        def run(state: TrainState) -> tuple[float, dict[str, float]]:
             sums = []
             with closing(self.validation.iterate(0, steps)) as batches:
                 for loaded in batches:
                     sums.append(evaluate(state.params, self.frozen, place(loaded.batch, self.model.mesh)))
-            loss = sum(float(s["loss"]) for s in sums)
-            return loss / max(1.0, sum(float(s["targets"]) for s in sums))
+            totals = {name: sum(float(s[name]) for s in sums) for name in sums[0]}
+            targets = max(1.0, totals.pop("targets"))
+            means = {f"validation_{name}": total / targets for name, total in totals.items()}
+            return means.pop("validation_loss"), means
 
         return run
 
@@ -283,10 +290,8 @@ class Trainer:
             {
                 "stage": self.stage.name,
                 "step": done,
-                "loss": values["loss"],
-                "learning_rate": values["learning_rate"],
-                "grad_norm": values["grad_norm"],
-                "tokens_per_s": round(values["tokens"] / seconds, 1),
+                "tokens_per_s": round(values.pop("tokens") / seconds, 1),
+                **values,
                 "step_time_s": round(seconds, 4),
                 "data_wait_s": round(waited, 4),
             }

@@ -8,27 +8,37 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from alm_jax.core.errors import ConfigError
 from alm_jax.core.sequence import Batch
+from alm_jax.models.apt import alignment_losses
+from alm_jax.models.features import AlignerText
 
 LossGroup = int | Literal["batch"]
 _SURE = 30.0  # score of a word whose embedding an audio token equals; log(vocabulary) is about 11
 
 
+Loss = tuple[jax.Array, dict[str, jax.Array]]
+
+
 class Objective(Protocol):
-    """The sum of weight x loss over the targets of some rows; linear in the weights, so that rows may come in parts."""
+    """The sum of weight x loss over the targets of some rows; linear in the weights, so that rows may come in parts
+    (but for those `OVER_THE_BATCH`)."""
 
-    def __call__(self, model: Any, batch: Batch, weight: jax.Array, key: jax.Array | None, dtype: Any) -> jax.Array:
-        """float32 scalar; `weight` is float32 [B, L], `key` turns dropout on, `dtype` is that of activations."""
+    def __call__(self, model: Any, batch: Batch, weight: jax.Array, key: jax.Array | None, dtype: Any) -> Loss:
+        """float32 scalar, and by name the losses that it is the sum of, if it is of several.
+
+        `weight` is float32 [B, L], `key` turns dropout on, `dtype` is that of activations.
+        """
 
 
-def next_token(model: Any, batch: Batch, weight: jax.Array, key: jax.Array | None, dtype: Any) -> jax.Array:
+def next_token(model: Any, batch: Batch, weight: jax.Array, key: jax.Array | None, dtype: Any) -> Loss:
     """Weighted negative log-likelihood of the next token, in float32."""
     logits = model.logits(model.hidden(batch, key=key, dtype=dtype))
     nll = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), batch.targets)
-    return jnp.sum(nll * weight)
+    return jnp.sum(nll * weight), {}
 
 
-def heard_words(model: Any, batch: Batch, weight: jax.Array, key: jax.Array | None, dtype: Any) -> jax.Array:
+def heard_words(model: Any, batch: Batch, weight: jax.Array, key: jax.Array | None, dtype: Any) -> Loss:
     """Weighted negative log-likelihood of the targets as words that the aligner's tokens say, in any order; float32.
 
     Each audio token is read as a distribution over the decoder's vocabulary (softmax of its products with the text
@@ -44,10 +54,42 @@ def heard_words(model: Any, batch: Batch, weight: jax.Array, key: jax.Array | No
     targets = jnp.broadcast_to(batch.targets[:, None, :], (*words.shape[:2], batch.targets.shape[1]))
     said = jnp.take_along_axis(words, targets, axis=-1)  # [B, audio tokens, L]
     likelihood = jax.nn.logsumexp(said, axis=1) - jnp.log(said.shape[1])
-    return -jnp.sum(jnp.where(weight > 0, likelihood * weight, 0.0))
+    return -jnp.sum(jnp.where(weight > 0, likelihood * weight, 0.0)), {}
 
 
-OBJECTIVES: dict[str, Objective] = {"next_token": next_token, "heard_words": heard_words}
+def audio_text_alignment(model: Any, batch: Batch, weight: jax.Array, key: jax.Array | None, dtype: Any) -> Loss:
+    """Contrasting, matching and text generation of the aligner's texts with their clips (`models.apt`), times the sum
+    of the weights; rows without weight take no part.
+
+    All rows of the batch, whatever devices they lie on, are each other's negatives. It needs no decoder.
+
+    Raises:
+        ConfigError: the aligner has no heads for it or is given no text, or rows hear several clips.
+    """
+    heads = getattr(model.aligner, "heads", None)
+    if heads is None or batch.aligner_tokens is None:
+        missing = "layout.aligner_text_tokens and an aligner_tokenizer" if heads is not None else "aligner.pretraining"
+        raise ConfigError(f"objective audio_text_alignment needs {missing}")
+    if batch.audio.shape[1] != 1:
+        raise ConfigError(
+            f"objective audio_text_alignment pairs a text with one clip; rows hear {batch.audio.shape[1]}"
+        )
+    text = AlignerText(batch.aligner_tokens[:, 0], batch.aligner_mask[:, 0])
+    rows = (weight > 0).any(-1) & text.mask.any(-1)
+    rows |= ~rows.any()  # where there are none, all count, with a weight of 0
+    audio = model.aligner.normalise(model.encode(batch.audio[:, 0].astype(dtype)))
+    parts = alignment_losses(model.aligner, audio, text, key, rows)
+    total = weight.sum()
+    return sum(parts) * total, {f"{name}_loss": part * total for name, part in parts._asdict().items()}
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "next_token": next_token,
+    "heard_words": heard_words,
+    "audio_text_alignment": audio_text_alignment,
+}
+OVER_THE_BATCH = frozenset({"audio_text_alignment"})
+"""Objectives in which rows are compared with each other, so that a batch does not come in parts."""
 
 
 def normalised_weights(loss_weight: jax.Array, groups: jax.Array, count: int) -> jax.Array:

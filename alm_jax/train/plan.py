@@ -177,13 +177,14 @@ def plan(experiment: Experiment, topology: Topology, stages: Sequence[str] = ())
     for stage in experiment.stages:
         if stages and stage.name not in stages:
             continue
-        config, seen = experiment.stage_model(stage), _seen_by_compiler(stage)
+        config, texts = experiment.stage_model(stage), experiment.stage_layout(stage).aligner_text_tokens
+        seen = (*_seen_by_compiler(stage), texts)
         same = next((result for key, result in done if key == (config, seen)), None)
         if same is not None:
             yield replace(same, stage=stage.name, same_as=same.stage, compile_seconds=0.0)
             continue
         model = StageModel(config, stage, mesh, experiment.precision or MIXED)
-        result = _compile(model, topology)
+        result = _compile(model, topology, texts)
         done.append(((config, seen), result))
         yield result
 
@@ -195,7 +196,7 @@ def _seen_by_compiler(stage: Stage) -> tuple[Any, ...]:
     return (*step, data.batch_size, data.buckets[-1])
 
 
-def _compile(model: StageModel, topology: Topology) -> StagePlan:
+def _compile(model: StageModel, topology: Topology, aligner_length: int) -> StagePlan:
     stage, mesh = model.stage, model.mesh
     _ = model.trained  # patterns fit; features are cached of frozen encoders alone
     if stage.features == "cached":
@@ -204,7 +205,7 @@ def _compile(model: StageModel, topology: Topology) -> StagePlan:
     trained = {path: leaf for path, leaf in model.target.items() if path in model.trained}
     frozen = {path: leaf for path, leaf in model.target.items() if path not in model.trained}
     state = abstract_state(trained, optimizer, model.shardings, mesh)
-    batch = abstract_batch(model.config, stage, mesh)
+    batch = abstract_batch(model.config, stage, mesh, aligner_length)
     step = make_step(
         model.like,
         optimizer,
@@ -254,14 +255,15 @@ def _compile(model: StageModel, topology: Topology) -> StagePlan:
     )
 
 
-def abstract_batch(config: AlmConfig, stage: Stage, mesh: Mesh) -> Batch:
-    """Shapes, dtypes and shardings of the largest batch of a stage, as the data pipeline makes it.
+def abstract_batch(config: AlmConfig, stage: Stage, mesh: Mesh, aligner_length: int = 0) -> Batch:
+    """Shapes, dtypes and shardings of the largest batch of a stage's rows of one clip, as the data pipeline makes it.
 
-    `config` is the model that reads it: without its encoder where the stage's features are cached.
+    `config` is the model that reads it: without its encoder where the stage's features are cached. `aligner_length`
+    is that of the texts that its aligner reads.
     """
     rows, length = stage.data.batch_size, stage.data.buckets[-1]
     none = np.zeros(0)
-    shapes = collate([Row(*(none,) * 6)] * rows, length, slots=1)
+    shapes = collate([Row(*(none,) * 6)] * rows, length, slots=1, aligner_length=aligner_length)
     dtype = jnp.dtype(FEATURE_DTYPE if config.encoder is None else jnp.float32)
     shapes = replace(shapes, audio=jax.ShapeDtypeStruct((rows, 1, *config.audio_shape), dtype))
     place = batch_sharding(mesh)

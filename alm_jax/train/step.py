@@ -17,7 +17,7 @@ from alm_jax.core.precision import Precision
 from alm_jax.core.sequence import Batch
 from alm_jax.core.tree import Arrays
 from alm_jax.train.batches import plan_rows
-from alm_jax.train.objectives import LossGroup, Objective, next_token, normalised_weights
+from alm_jax.train.objectives import Loss, LossGroup, Objective, next_token, normalised_weights
 from alm_jax.train.optim import Optimizer
 from alm_jax.train.state import TrainState
 
@@ -47,28 +47,30 @@ def make_step(
         mesh, state: the mesh and the abstract state with shardings, so that the new state lies as the old one.
 
     Returns:
-        The step. Metrics, all scalars: `loss`, `grad_norm` (before clipping), `learning_rate` (of this update),
-        `tokens` (positions that are not padding).
+        The step. Metrics, all scalars: `loss` and the parts that the objective has, `grad_norm` (before clipping),
+        `learning_rate` (of this update), `tokens` (positions that are not padding).
 
     Raises (when traced):
         ConfigError: the rows of a batch are not divisible by `loss_group`, `micro_batch` or the devices.
     """
 
-    def loss(params: Arrays, frozen: Arrays, batch: Batch, weight: jax.Array, key: jax.Array) -> jax.Array:
+    def loss(params: Arrays, frozen: Arrays, batch: Batch, weight: jax.Array, key: jax.Array) -> Loss:
         model = tree.unflatten(like, {**frozen, **params})
         return objective(model, batch, weight, key, jnp.dtype(precision.compute))
 
     def step(state: TrainState, frozen: Arrays, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         weight = group_weights(batch, loss_group, mesh)
-        value_and_grad = jax.value_and_grad(loss)
+        value_and_grad = jax.value_and_grad(loss, has_aux=True)
         if micro_batch is None or micro_batch == batch.shape[0]:
-            value, grads = value_and_grad(state.params, frozen, batch, weight, key)
+            (value, parts), grads = value_and_grad(state.params, frozen, batch, weight, key)
         else:
-            value, grads = _accumulate(value_and_grad, state.params, frozen, batch, weight, key, micro_batch, mesh)
+            total = _accumulate(value_and_grad, state.params, frozen, batch, weight, key, micro_batch, mesh)
+            (value, parts), grads = total
         updates, opt_state = optimizer.transform.update(grads, state.opt_state, state.params)
         metrics = {
             "loss": value,
+            **parts,
             "grad_norm": optax.tree.norm(grads),
             "learning_rate": optimizer.schedule(state.step),
             "tokens": jnp.sum(batch.kv_segment_ids != 0),
@@ -83,13 +85,14 @@ def make_step(
 
 
 def make_eval_step(like: Any, precision: Precision, objective: Objective = next_token) -> Callable[..., Metrics]:
-    """`evaluate(params, frozen, batch) -> {"loss": sum over targets, "targets": their number}`, without dropout."""
+    """`evaluate(params, frozen, batch) -> {"loss": sum over targets, "targets": their number}`, without dropout; and
+    the sums of the parts that the objective has."""
 
     @jax.jit
     def evaluate(params: Arrays, frozen: Arrays, batch: Batch) -> Metrics:
         model = tree.unflatten(like, {**frozen, **params})
-        total = objective(model, batch, batch.loss_weight, None, jnp.dtype(precision.compute))
-        return {"loss": total, "targets": batch.loss_weight.sum()}
+        total, parts = objective(model, batch, batch.loss_weight, None, jnp.dtype(precision.compute))
+        return {"loss": total, **parts, "targets": batch.loss_weight.sum()}
 
     return evaluate
 
@@ -105,7 +108,7 @@ def group_weights(batch: Batch, loss_group: LossGroup, mesh: Mesh | None) -> jax
 
 
 def _accumulate(value_and_grad, params, frozen, batch, weight, key, size, mesh):
-    """Sum of value and gradient over micro-batches of `size` rows, one at a time."""
+    """Sum of values and gradients over micro-batches of `size` rows, one at a time."""
     rows = batch.shape[0]
     shards = 1 if mesh is None else mesh.shape[meshes.DATA] * mesh.shape[meshes.FSDP]
     if rows % size or size % shards:
@@ -127,6 +130,8 @@ def _accumulate(value_and_grad, params, frozen, batch, weight, key, size, mesh):
         result = value_and_grad(params, frozen, batch, weight, jax.random.fold_in(key, index))
         return jax.tree.map(jnp.add, total, result), None
 
-    zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
     micros = (jnp.arange(rows // size), jax.tree.map(divide, (batch, weight)))
+    first = jax.tree.map(lambda leaf: leaf[0], micros[1])
+    parts = jax.eval_shape(value_and_grad, params, frozen, *first, key)[0]
+    zero = (jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), parts), jax.tree.map(jnp.zeros_like, params))
     return jax.lax.scan(body, zero, micros)[0]

@@ -171,5 +171,10 @@ def test_an_aligner_reads_the_text_that_follows_its_clip():
     assert batch.aligner_tokens.shape == batch.aligner_mask.shape == (2, 4, 32)
     assert batch.aligner_mask.sum(-1).tolist() == [[5, 5, 5, 3], [0] * 4]
     assert bytes(batch.aligner_tokens[0, 0, :5].tolist()) == b">bcd."
+    answers = replace(APART, aligner_reads="answer")  # cut at its end
+    pair = lay_out(
+        [Audio(0), Text("abc"), Text("defgh", loss=True)], answers, LETTERS, **options, aligner_tokenizer=LETTERS
+    )
+    assert ["".join(map(chr, text)) for text in pair.aligner_text] == [">def."] * options["slots"][0]
     for without in (lay_out(parts, APART, LETTERS, **options), lay_out(parts, LTU, LETTERS, **options)):
         assert collate([without], 20, slots=4).aligner_tokens is None

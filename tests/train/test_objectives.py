@@ -38,7 +38,7 @@ def _softmax(x):
 def test_next_token_is_the_weighted_negative_log_likelihood(model, batch):
     probabilities = _softmax(np.asarray(model.logits(model.hidden(batch)), np.float64))
     said = np.take_along_axis(probabilities, batch.targets[..., None], -1)[..., 0]
-    ours = next_token(model, batch, jnp.asarray(batch.loss_weight), None, jnp.float32)
+    ours, _ = next_token(model, batch, jnp.asarray(batch.loss_weight), None, jnp.float32)
     np.testing.assert_allclose(ours, -(np.log(said) * batch.loss_weight).sum(), rtol=1e-5)  # float32 against float64
 
 
@@ -47,15 +47,15 @@ def test_heard_words_is_the_mean_probability_over_audio_tokens(model, batch):
     tokens = np.asarray(model.audio_tokens(batch.audio), np.float64)
     mixture = _softmax(tokens @ table.T * 30 / (table**2).sum(-1).mean()).mean(1)  # [B, V]
     said = np.take_along_axis(mixture, batch.targets, -1)
-    ours = heard_words(model, batch, jnp.asarray(batch.loss_weight), None, jnp.float32)
+    ours, _ = heard_words(model, batch, jnp.asarray(batch.loss_weight), None, jnp.float32)
     np.testing.assert_allclose(ours, -(np.log(said) * batch.loss_weight).sum(), rtol=1e-5)  # float32 against float64
 
 
 @pytest.mark.parametrize("objective", [next_token, heard_words])
 def test_linear_in_the_weights_so_that_rows_may_come_in_parts(model, batch, objective):
     weight = jnp.asarray(batch.loss_weight)
-    whole = objective(model, batch, weight, None, jnp.float32)
-    parts = [objective(model, batch[i : i + 1], weight[i : i + 1], None, jnp.float32) for i in range(2)]
+    whole, _ = objective(model, batch, weight, None, jnp.float32)
+    parts = [objective(model, batch[i : i + 1], weight[i : i + 1], None, jnp.float32)[0] for i in range(2)]
     np.testing.assert_allclose(whole, sum(parts), rtol=1e-5)
 
 
@@ -63,7 +63,7 @@ def test_heard_words_reaches_the_aligner_and_no_language_model(model, batch):
     from alm_jax.core import tree
 
     grads = tree.flatten(
-        jax.grad(lambda m: heard_words(m, batch, jnp.asarray(batch.loss_weight), None, jnp.float32))(model)
+        jax.grad(lambda m: heard_words(m, batch, jnp.asarray(batch.loss_weight), None, jnp.float32)[0])(model)
     )
     assert np.abs(grads["aligner.proj.kernel"]).max() > 0
     assert np.abs(grads["decoder.blocks.attn.q.kernel"]).max() == 0

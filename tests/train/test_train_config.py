@@ -108,6 +108,24 @@ def test_patterns_that_fit_nothing_and_cached_training_encoders_are_refused():
         _ = model_of(experiment, stage).target
 
 
+def test_objectives_over_the_batch_take_it_whole():
+    stage = replace(tiny().stages[0], loss_group="batch", objective="audio_text_alignment")
+    assert replace(stage, loss_group=8, micro_batch=8)
+    for change in ({"loss_group": 4}, {"micro_batch": 2}):
+        with pytest.raises(ConfigError, match=r"compares all 8 rows of a batch; loss_group is .* leave them out"):
+            replace(stage, **change)
+    with pytest.raises(ConfigError, match=r"needs data.batch_size 2 or more"):
+        replace(stage, data=replace(stage.data, batch_size=1))
+
+
+def test_text_for_the_aligner_and_its_tokenizer_go_together():
+    experiment = tiny()
+    with pytest.raises(ConfigError, match=r"asks for text for the aligner, and aligner_tokenizer is None"):
+        replace(experiment, layout=replace(experiment.layout, aligner_text_tokens=8))
+    with pytest.raises(ConfigError, match=r"aligner_tokenizer is given, and layout.aligner_text_tokens is 0"):
+        replace(experiment, aligner_tokenizer="bert")
+
+
 def test_steps_come_from_epochs():
     stage = replace(tiny().stages[0], steps=None, epochs=1.5)
     assert stage.total_steps(10) == 15
