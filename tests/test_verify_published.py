@@ -89,10 +89,12 @@ def test_the_list(tool, capsys):
     assert tool.main(["--list"]) == 0
     out = capsys.readouterr().out
     assert "ltu: (give --path), over vicuna_ltu, layout ltu" in out
+    from alm_jax.convert.layouts import LAYOUTS
     from alm_jax.models.registry import CONFIGS
 
     for entry in tool.PUBLISHED.values():
         names = entry.config.values() if isinstance(entry.config, dict) else filter(None, [entry.config])
         assert set(names) <= set(CONFIGS) and set(entry.base) <= set(tool.PUBLISHED)
+        assert entry.layout in ("", *LAYOUTS)
     with pytest.raises(SystemExit):
         tool.main(["nothing-of-ours"])
