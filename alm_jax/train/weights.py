@@ -229,12 +229,16 @@ def _pretrained(weights: Weights, model: StageModel, lacking: Iterable[str]) -> 
     part = part if part in ("encoder", "aligner", "decoder") else ""
     prefix = f"{part}." if part else ""
     config = getattr(model.config, part) if part else model.config
-    if not isinstance(config, kind_of(layout)):
+    listens = LAYOUTS[detect(file.keys(), whole=True)].listens
+    if listens is not None and isinstance(config, listens[0]):  # one tower of a CLAP
+        table = listens[1](config)
+    elif isinstance(config, kind_of(layout)):
+        table = LAYOUTS[layout].table(config)
+    else:
         raise CheckpointError(
             f"{weights.source} has layout {layout}, which fits a {kind_of(layout).__name__}; {weights.path!r} is a "
             f"{type(config).__name__}"
         )
-    table = LAYOUTS[layout].table(config)
     target = {path.removeprefix(prefix): model.target[path] for path in mine}
     places = {path: leaf.sharding for path, leaf in target.items()}
     arrays = load(target, [(file, table)], shardings=places, init=[p.removeprefix(prefix) for p in weights.init])

@@ -33,6 +33,14 @@ def test_shipped_configs_make_models_and_come_back_from_json(name):
         assert 0 < len(model.trained) < len(model.target)
 
 
+@pytest.mark.parametrize("name", SHIPPED)
+def test_variants_of_shipped_configs_make_models(name):
+    file = load_config_file(name)
+    for overrides in file.sweep():
+        experiment = apply_overrides(file.get_config(), overrides)
+        assert all(model_of(experiment, stage).trained for stage in experiment.stages)
+
+
 def test_published_sizes():
     """Trainable parameters that LTU's README and LTU-AS's give (less the norms of LTU that are never used)."""
     for name, stage, published, dead in (

@@ -6,14 +6,19 @@ import jax
 import numpy as np
 import pytest
 
-from alm_jax.convert import llama
+from alm_jax.convert import clap, llama
 from alm_jax.convert.names import PLAIN
 from alm_jax.convert.save import export, save_safetensors
 from alm_jax.core import tree
 from alm_jax.core.errors import CheckpointError, ConfigError
 from alm_jax.core.mesh import make_mesh
 from alm_jax.core.precision import FLOAT32, MIXED
+from alm_jax.models.aligners.pooled_linear import PooledLinearConfig
 from alm_jax.models.alm import build
+from alm_jax.models.clap import Clap, ClapConfig
+from alm_jax.models.decoders.gpt2 import Gpt2Config
+from alm_jax.models.encoders.clap import ClapEncoderConfig
+from alm_jax.models.encoders.htsat import HtsatConfig
 from alm_jax.train.checkpoint import RunFolder
 from alm_jax.train.config import Weights
 from alm_jax.train.weights import StageModel, begin, restore
@@ -133,6 +138,29 @@ def test_the_first_source_that_has_a_parameter_gives_it(decoder, tmp_path):
         assert start.origin[path] == f"stage {first.name}"
         np.testing.assert_array_equal(start.frozen[path], 0.5)
         assert path in start.carried
+
+
+def test_an_encoder_is_a_tower_of_a_whole_clap(tmp_path):
+    tiny = ClapConfig(
+        audio=HtsatConfig(embed_dim=8, depths=(1, 2), heads=(1, 2), classes=3),
+        text=Gpt2Config(60, dim=16, depth=1, heads=2, mlp_dim=64, positions=80),
+        dim=12,
+    )
+    like = tree.flatten(tree.abstract(lambda key: Clap(tiny, key)))
+    rng = np.random.default_rng(0)
+    whole = {path: rng.normal(size=leaf.shape).astype(np.float32) for path, leaf in like.items()}
+    save_safetensors(tmp_path / "clap", export(whole, clap.official(tiny), PLAIN))
+    base, encoder = short(), ClapEncoderConfig(tiny)
+    aligner = PooledLinearConfig(tiny.dim, base.model.decoder.dim, (1, 1), 1)
+    experiment = replace(
+        experiment_with(Weights("encoder.*", str(tmp_path / "clap"))),
+        model=replace(base.model, frontend=tiny.frontend, encoder=encoder, aligner=aligner),
+    )
+    _, start, _ = begun(experiment, tmp_path)
+    heard = {path: leaf for path, leaf in start.frozen.items() if path.startswith("encoder.tower.")}
+    assert heard and {path for path in start.frozen if path.startswith("encoder.")} == set(heard)
+    for path, leaf in heard.items():
+        np.testing.assert_array_equal(leaf, whole[path.replace("encoder.tower.", "audio.")], err_msg=path)
 
 
 def test_sources_that_do_not_fit(decoder, tmp_path):
