@@ -3,9 +3,9 @@
     alm train apt/tiny --out runs/apt_tiny
     alm sweep apt/tiny --out runs/apt_ablations    without alignment, and with a linear aligner (table IX)
 
-Costs about four minutes of processor time, most of it compiling, and 2 GB; nothing is downloaded. The curriculum of the paper's table I: aligning audio
-and text without a language model, then one clip, then several. Without a pretrained decoder the second stage trains
-it as well; in the third it is frozen, as APT's always is.
+Costs about four minutes of processor time, most of it compiling, and 2 GB; nothing is downloaded. The curriculum of
+the paper's table I: aligning audio and text without a language model, then one clip, then several. Without a
+pretrained decoder the second stage trains it as well; in the third it is frozen, as APT's always is.
 """
 
 from dataclasses import replace
