@@ -124,7 +124,8 @@ def test_a_published_system_over_its_bases(published, tmp_path, capsys):
 def test_the_aligner_listens_to_the_question(published):
     name, own, bases, _ = published
     model = alm_jax.load(own, base=bases)
-    rows = [model._row(question, "", True) for question in ("what is it?", "a dog?")]
+    heard = model.encode([(NOISE, 32000)])
+    rows = [model.prompt(question, heard) for question in ("what is it?", "a dog?")]
     assert [bool(row.aligner_text) for row in rows] == [name == "apt"] * 2
     if name == "mats":
         tokens = rows[0].tokens[rows[0].audio_index < 0]
