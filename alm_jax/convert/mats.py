@@ -5,6 +5,7 @@ Published checkpoints leave out what was frozen: LLaMA, and of CLAP all but the 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from alm_jax.convert import clap, gpt2, htsat, llama
@@ -38,20 +39,24 @@ def official(config: AlmConfig) -> Table:
 
 
 def towers(config: ClapEncoderConfig | None) -> Table:
-    """The tower of CLAP that listens."""
-    others = Table(ignored=tuple(f"{key}*" for name, key in _TOWERS.items() if config is None or name != config.tower))
+    """The towers of CLAP that are there."""
     if config is None:
-        return others
-    tower = clap.text_tower if config.tower == "text" else clap.audio_tower
-    return tower(config.clap).under("encoder.tower.", _TOWERS[config.tower]) + others
+        return Table(ignored=tuple(f"{key}*" for key in _TOWERS.values()))
+    return _towers(config, _TOWERS).under("encoder.")
 
 
 def clap_encoder(config: ClapEncoderConfig) -> Table:
-    """A tower in a checkpoint of MS-CLAP itself, where the text tower is called the caption encoder."""
-    audio, text = "audio_encoder.", "caption_encoder."
-    if config.tower == "audio":
-        return clap.audio_tower(config.clap).under("tower.", audio) + Table(ignored=(f"{text}*", "logit_scale"))
-    return clap.text_tower(config.clap).under("tower.", text) + Table(ignored=(f"{audio}*", "logit_scale"))
+    """Towers in a checkpoint of MS-CLAP itself, where the text tower is called the caption encoder."""
+    keys = {"audio": "audio_encoder.", "text": "caption_encoder."}
+    return _towers(config, keys) + Table(ignored=("logit_scale",))
+
+
+def _towers(config: ClapEncoderConfig, keys: Mapping[str, str]) -> Table:
+    table = Table()
+    for name, make in (("audio", clap.audio_tower), ("text", clap.text_tower)):
+        there = config.towers in (name, "both")
+        table += make(config.clap).under(f"{name}.", keys[name]) if there else Table(ignored=(f"{keys[name]}*",))
+    return table
 
 
 def mapper(config: MapperConfig) -> Table:
@@ -100,6 +105,9 @@ def mapper_sizes(file: TensorFile) -> MapperConfig:
 def _encoder(file: TensorFile) -> ClapEncoderConfig:
     towers = {name: Below(file, key) for name, key in _TOWERS.items()}
     heard = {name: shape_of(tower, r"projection\.linear1\.weight$", 2) for name, tower in towers.items()}
+    if all(heard.values()):
+        sizes = ClapConfig(htsat.sizes(towers["audio"]), gpt2.sizes(towers["text"]), heard["audio"][0])
+        return ClapEncoderConfig(sizes, "both")
     if heard["audio"]:
         return ClapEncoderConfig(ClapConfig(audio=htsat.sizes(towers["audio"]), dim=heard["audio"][0]))
     if heard["text"]:

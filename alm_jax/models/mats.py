@@ -38,12 +38,12 @@ VOCABULARY = 32001  # Vicuna's 32000 ids and `[PAD]`
 
 def mats(
     decoder: DecoderConfig = LlamaConfig(vocab_size=VOCABULARY, lora=LORA),
-    encoder: ClapEncoderConfig = ClapEncoderConfig(),
+    encoder: ClapEncoderConfig = ClapEncoderConfig(towers="both"),
     aligner: MapperConfig = MapperConfig(),
 ) -> AlmConfig:
     """MATS over parts of any size; the defaults are the published 7B model.
 
-    It is trained with the text tower of CLAP in the place of the audio tower (`encoder.tower="text"`).
+    It is trained on texts, which CLAP's text tower reads (`Stage.hears`), and hears clips through the audio tower.
     """
     return AlmConfig(
         frontend=replace(encoder.clap.frontend, num_mels=encoder.clap.audio.mels),

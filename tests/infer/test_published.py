@@ -85,8 +85,7 @@ def published(request, tmp_path_factory):
     else:
         frozen = {key for key in tensors if key.startswith("audio_encoder.") and ".running_" not in key}
         whole = randomised(lambda key: Clap(CLAP, key), 1)
-        audio = {p.removeprefix("encoder.tower."): leaf for p, leaf in arrays.items() if p.startswith("encoder.")}
-        whole |= {f"audio.{path}": leaf for path, leaf in audio.items()}
+        whole |= {p.removeprefix("encoder."): leaf for p, leaf in arrays.items() if p.startswith("encoder.")}
         encoder = dict(export(whole, clap.official(CLAP)))
         settings = {"n_head": 2}
     own = write(folder / "own", {k: v for k, v in tensors.items() if kept(k) and k not in frozen}, settings, WORDS)

@@ -140,7 +140,8 @@ def test_the_first_source_that_has_a_parameter_gives_it(decoder, tmp_path):
         assert path in start.carried
 
 
-def test_an_encoder_is_a_tower_of_a_whole_clap(tmp_path):
+@pytest.mark.parametrize("towers", ["audio", "both"])
+def test_an_encoder_is_towers_of_a_whole_clap(tmp_path, towers):
     tiny = ClapConfig(
         audio=HtsatConfig(embed_dim=8, depths=(1, 2), heads=(1, 2), classes=3),
         text=Gpt2Config(60, dim=16, depth=1, heads=2, mlp_dim=64, positions=80),
@@ -150,17 +151,17 @@ def test_an_encoder_is_a_tower_of_a_whole_clap(tmp_path):
     rng = np.random.default_rng(0)
     whole = {path: rng.normal(size=leaf.shape).astype(np.float32) for path, leaf in like.items()}
     save_safetensors(tmp_path / "clap", export(whole, clap.official(tiny), PLAIN))
-    base, encoder = short(), ClapEncoderConfig(tiny)
+    base, encoder = short(), ClapEncoderConfig(tiny, towers)
     aligner = PooledLinearConfig(tiny.dim, base.model.decoder.dim, (1, 1), 1)
     experiment = replace(
         experiment_with(Weights("encoder.*", str(tmp_path / "clap"))),
         model=replace(base.model, frontend=tiny.frontend, encoder=encoder, aligner=aligner),
     )
     _, start, _ = begun(experiment, tmp_path)
-    heard = {path: leaf for path, leaf in start.frozen.items() if path.startswith("encoder.tower.")}
-    assert heard and {path for path in start.frozen if path.startswith("encoder.")} == set(heard)
+    heard = {path.removeprefix("encoder."): leaf for path, leaf in start.frozen.items() if path.startswith("encoder.")}
+    assert {path.split(".")[0] for path in heard} == ({"audio", "text"} if towers == "both" else {towers})
     for path, leaf in heard.items():
-        np.testing.assert_array_equal(leaf, whole[path.replace("encoder.tower.", "audio.")], err_msg=path)
+        np.testing.assert_array_equal(leaf, whole[path], err_msg=path)
 
 
 def test_sources_that_do_not_fit(decoder, tmp_path):

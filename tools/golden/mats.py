@@ -253,7 +253,7 @@ def alm_config(c: dict[str, Any], file: TensorFile) -> AlmConfig:
     lora = replace(told.decoder.lora, alpha=float(layout["lora_alpha"]), dropout=layout["lora_dropout"])
     decoder = replace(told.decoder, heads=heads, kv_heads=c["llm"].get("kv_heads", heads), lora=lora)
     encoder, aligner = told.encoder, replace(told.aligner, noise_variance=layout["noise_variance"])
-    if encoder.tower == "text":
+    if encoder.towers == "text":
         text = replace(encoder.clap.text, heads=c["gpt2_heads"])
         encoder = replace(encoder, clap=replace(encoder.clap, text=text))
     if "mapper" in c:

@@ -1,4 +1,4 @@
-"""One tower of a CLAP as an encoder: each clip, or each text in its place, becomes a single feature (MATS)."""
+"""A CLAP as an encoder: each clip, or each text that stands for one, becomes a single feature (MATS)."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from alm_jax.models.features import Features
 
 @dataclass(frozen=True)
 class ClapEncoderConfig:
-    """A CLAP and the tower of it that listens: `audio`, or `text`, which stands for clips in training on text alone."""
+    """A CLAP and which of its towers are there: `audio` hears clips, `text` reads texts that stand for them (training
+    on text alone), and `both` do what they are given."""
 
     clap: ClapConfig = ClapConfig()
-    tower: Literal["audio", "text"] = "audio"
+    towers: Literal["audio", "text", "both"] = "audio"
 
     @property
     def dim(self) -> int:
@@ -27,25 +28,33 @@ class ClapEncoderConfig:
 
     @property
     def depth(self) -> int:
-        """Blocks; what is read is their output."""
-        return self.clap.text.depth if self.tower == "text" else sum(self.clap.audio.depths)
+        """Blocks of the tower that listens; what is read is their output."""
+        return self.clap.text.depth if self.towers == "text" else sum(self.clap.audio.depths)
 
     @property
     def heads(self) -> int:
-        """Attention heads of the text tower, or of the audio tower's first stage; 0 where nothing told them."""
-        return self.clap.text.heads if self.tower == "text" else self.clap.audio.heads[0]
+        """Attention heads of the text tower, or else of the audio tower's first stage; 0 where nothing told them."""
+        return self.clap.audio.heads[0] if self.towers == "audio" else self.clap.text.heads
+
+    @property
+    def vocab_size(self) -> int | None:
+        """Ids that the text tower reads; None if it is not there."""
+        return None if self.towers == "audio" else self.clap.text.vocab_size
 
 
 class ClapEncoder(nnx.Module):
-    """Log-mel frames [B, frames, mels], or token ids int [B, L] -> Features [1, B, 1, dim], not of length 1."""
+    """Windows of the front end, or token ids int [B, L] (-1 where a text has ended) -> Features [1, B, 1, dim], not of
+    length 1."""
 
     def __init__(self, config: ClapEncoderConfig, key: jax.Array):
-        self.tower = (TextTower if config.tower == "text" else AudioTower)(config.clap, key)
+        if config.towers != "text":
+            self.audio = AudioTower(config.clap, key)
+        if config.towers != "audio":
+            self.text = TextTower(config.clap, key)
         self.config = config
 
     def __call__(self, x: jax.Array, taps: None = None, pool: int = 1) -> Features:
-        """Texts are `models.clap.text_batch`'s. Their tower is causal and reads no padding: it needs no mask."""
-        if self.config.tower == "audio":
-            return Features(self.tower(x)[None, :, None])
-        ids = x.astype(jnp.int32)
-        return Features(self.tower(ids, jnp.ones_like(ids))[None, :, None])
+        if not jnp.issubdtype(x.dtype, jnp.integer):
+            return Features(self.audio(x)[None, :, None])
+        # MS-CLAP fills up with 0; where there is a mask the id does not matter.
+        return Features(self.text(jnp.maximum(x, 0), (x >= 0).astype(jnp.int32))[None, :, None])
