@@ -93,6 +93,7 @@ def run(args: list[str]) -> None:
 
     from alm_jax.api import is_run
     from alm_jax.cli.convert_source import from_checkpoint, from_run, merged, unmerged
+    from alm_jax.convert.checkpoint import heads_untold
     from alm_jax.core.files import new_folder
 
     if is_run(options.src):
@@ -110,6 +111,8 @@ def run(args: list[str]) -> None:
     if options.part:
         weights = weights.part(options.part)
     weights, target = choose_target(weights, options.to)
+    if target.stem == Target.stem and (untold := heads_untold(weights.config, weights.folder)):
+        raise CheckpointError(f"{weights.name} cannot be used as it is: {'; '.join(untold)}")
     with new_folder(options.dst) as folder:
         written = write(folder, weights, target, dtype, size)
     print(options.dst / written.name)
@@ -206,6 +209,9 @@ def write(folder: Path, weights: Weights, target: Target, dtype: Any, shard_byte
     table = LAYOUTS[target.layout].table(weights.config)
     paths = {rule.path for rule in table.rules}
     arrays = {path: leaf for path, leaf in weights.arrays.items() if path in paths}
+    left = {path: leaf for path, leaf in weights.arrays.items() if path not in paths}
+    if homeless := [path for path in left if not (weights.is_system and path.startswith("encoder."))]:
+        raise UsageError(f"--to {target.layout}: it has no place for {', '.join(sorted(fold(homeless)))}; --to alm has")
     beyond: list[str] = []
 
     def cast(tensors: Iterable[Any]) -> Iterable[Any]:
@@ -222,8 +228,7 @@ def write(folder: Path, weights: Weights, target: Target, dtype: Any, shard_byte
     written = put(folder, tensors, target.stem)
     if target.layout == "alm" and weights.dead:
         put(folder, [save.as_tensor(key, leaf) for key, leaf in weights.dead.items()], alm.DEAD)
-    left = {path: leaf for path, leaf in weights.arrays.items() if path not in paths}
-    if left and weights.is_system:
+    if left:
         _write_encoder(folder, weights, left, put)
     if beyond:
         raise CheckpointError(
@@ -264,7 +269,7 @@ def _write_encoder(folder: Path, weights: Weights, left: dict[str, Any], put: An
 def _write_settings(folder: Path, weights: Weights, target: Target, dtypes: set[str]) -> None:
     """`config.json`: of transformers where the names are, else of this library; or `adapter_config.json`."""
     from alm_jax.convert import alm
-    from alm_jax.convert.checkpoint import heads_are_known, is_hf
+    from alm_jax.convert.checkpoint import is_hf
     from alm_jax.convert.layouts import LAYOUTS
     from alm_jax.convert.peft import to_adapter_config
     from alm_jax.core.config import to_json
@@ -278,15 +283,14 @@ def _write_settings(folder: Path, weights: Weights, target: Target, dtypes: set[
         _write_json(folder / "config.json", alm.header(origin) | {"spec": to_json(weights.spec)})
         return
     layout = LAYOUTS[target.layout]
-    if is_hf(target.layout) and heads_are_known(weights.config):
+    if is_hf(target.layout):
         told = _told(weights) if target.layout == weights.origin.layout else None
         content = told or (layout.settings and layout.settings(weights.config))
         if content:
             content = {key: value for key, value in content.items() if key != "torch_dtype"}
             _write_json(folder / "config.json", content | ({"dtype": dtypes.pop()} if len(dtypes) == 1 else {}))
             return
-    if heads_are_known(weights.config):
-        _write_json(folder / "config.json", alm.settings(weights.config, origin))
+    _write_json(folder / "config.json", alm.settings(weights.config, origin))
 
 
 def _told(weights: Weights) -> dict[str, Any] | None:

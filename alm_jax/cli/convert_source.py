@@ -108,10 +108,11 @@ def from_checkpoint(name: str, bases: Sequence[str], tokenizer: str | None, whol
         bases: checkpoints of what it lacks. tokenizer: a name or path; by default what lies beside it.
         whole: of a system, all of its parts are needed.
     """
-    from alm_jax.infer.checkpoint import read_spec
+    from alm_jax.infer.checkpoint import PUBLISHED, read_spec
 
     opened = open_checkpoint(name)
-    if opened.is_system and (bases or whole or read_spec(opened.file)):
+    answers = opened.layout in PUBLISHED or read_spec(opened.file)  # one whose conventions are not known is converted
+    if opened.is_system and answers and (bases or whole or read_spec(opened.file)):
         return _system(opened, bases, tokenizer)
     files = [opened, *map(open_checkpoint, bases)]
     config = _joined(files)

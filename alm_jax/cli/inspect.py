@@ -166,7 +166,7 @@ def _described(opened: Any) -> str:
     held = {path.split(".")[0] for paths in _fates(opened)[0].values() for path in paths if not path.endswith("lora_a")}
     full = {path.split(".")[0] for paths in _fates(opened)[0].values() for path in paths if path.endswith("embedding")}
     parts = []
-    for name in ("encoder", "aligner", "decoder"):
+    for name in ("vision", "encoder", "aligner", "decoder"):
         config = getattr(opened.config, name)
         if config is None:
             continue

@@ -93,11 +93,11 @@ def parts_of(weights: Weights) -> dict[str, Weights]:
 
 def _reference(part: Weights) -> Any:
     from alm_jax.cli.convert_source import merged
-    from alm_jax.convert.checkpoint import heads_are_known
+    from alm_jax.convert.checkpoint import heads_untold
     from alm_jax.convert.reference import reference
 
-    if not heads_are_known(part.config):
-        raise CheckpointError(f"nothing tells how many heads {part.name} has: put its config.json beside it")
+    if untold := heads_untold(part.config, part.folder):
+        raise CheckpointError(f"{part.name}: {'; '.join(untold)}")
     whole = merged(part, "float32") if part.adapters else part
     return reference(whole.config, whole.arrays)
 

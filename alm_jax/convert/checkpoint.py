@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ import numpy as np
 from alm_jax.convert import alm
 from alm_jax.convert.formats import TensorFile, open_tensors
 from alm_jax.convert.hub import Resolved, resolve
-from alm_jax.convert.layouts import LAYOUTS, config_of, detect, kind_of
+from alm_jax.convert.layouts import LAYOUTS, config_of, detect, heads_setting, kind_of
 from alm_jax.convert.load import contents, shapes_in, stored
 from alm_jax.convert.names import PLAIN
 from alm_jax.convert.peft import is_adapter
@@ -97,12 +98,22 @@ def shapes_of(config: Any) -> dict[str, jax.ShapeDtypeStruct]:
     return tree.flatten(tree.abstract(lambda key: make(config, key)))
 
 
-def heads_are_known(config: Any) -> bool:
-    """Whether the sizes of a config are complete: the number of heads is 0 where nothing tells it."""
-    if not dataclasses.is_dataclass(config):
-        return True
-    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    return values.get("heads") != 0 and all(map(heads_are_known, values.values()))
+def headless(config: Any) -> list[Any]:
+    """The parts of a config whose number of heads nothing tells: it is 0 there."""
+    heads = getattr(config, "heads", None)
+    if heads or not dataclasses.is_dataclass(config):  # of a CLAP, the tower that listens has to tell them
+        return []
+    inner = [part for field in dataclasses.fields(config) for part in headless(getattr(config, field.name))]
+    return inner or ([config] if heads == 0 else [])
+
+
+def heads_untold(config: Any, folder: Path) -> list[str]:
+    """What to say of each part whose number of heads nothing tells, where `folder` is that of its checkpoint."""
+    return [
+        f"nothing tells how many heads the {type(part).__name__.removesuffix('Config')} of width "
+        f"{getattr(part, 'hidden', part.dim)} has (put a config.json with {heads_setting(part)} into {folder})"
+        for part in headless(config)
+    ]
 
 
 def stored_in(checkpoints: Sequence[Checkpoint], config: Any) -> dict[str, Stored]:
@@ -118,7 +129,7 @@ def stored_in(checkpoints: Sequence[Checkpoint], config: Any) -> dict[str, Store
     for file, table in sources:
         target |= shapes_in(file, table)
     if not isinstance(config, AlmConfig) and not all(map(is_adapter, target)):
-        if heads_are_known(config):
+        if not headless(config):
             target |= {path: leaf for path, leaf in shapes_of(config).items() if path in target or not is_adapter(path)}
         rules = [rule.path for _, table in sources for rule in table.rules if rule.path and not is_adapter(rule.path)]
         target = {path: jax.ShapeDtypeStruct((), np.float32) for path in rules} | target

@@ -6,11 +6,13 @@ import typing
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from types import NoneType
 from typing import Any
 
 from alm_jax.convert import (
     alm,
     apt,
+    apt_blip2,
     ast,
     audio_mae,
     bert,
@@ -23,6 +25,7 @@ from alm_jax.convert import (
     ltu,
     ltu_as,
     mats,
+    vit,
     whisper,
 )
 from alm_jax.convert.formats import TensorFile
@@ -102,9 +105,29 @@ LAYOUTS = {
         style=mats.PUBLISHED,
         parts=(ClapEncoderConfig, MapperConfig),
     ),
+    "blip_hf": Layout(
+        ("*vision_model.embeddings.class_embedding", "*qformer.encoder.layer.0.attention.attention.query.weight"),
+        apt_blip2.hf,
+        apt_blip2.hf_sizes,
+        settings=apt_blip2.to_hf_config,
+        parts=(NoneType, NoneType),
+    ),
+    "blip": Layout(
+        ("*Qformer.bert.encoder.layer.0.attention.self.query.weight", "*ln_vision.weight"),
+        apt_blip2.official,
+        apt_blip2.sizes,
+        parts=(NoneType, NoneType),
+    ),
     "cav_mae": Layout(
         ("*blocks_a.0.*", "*patch_embed_a.proj.weight"), cav_mae.official, cav_mae.sizes, "audio_num_heads"
     ),
+    "vit_hf": Layout(
+        ("*embeddings.class_embedding", "*encoder.layers.0.self_attn.qkv.weight"),
+        vit.hf,
+        vit.sizes,
+        settings=vit.to_hf_config,
+    ),
+    "vit_eva": Layout(("*patch_embed.proj.weight", "*blocks.0.attn.q_bias"), vit.official, vit.sizes),
     "audio_mae": Layout(
         ("*cls_token", "*patch_embed.proj.weight", "*blocks.0.attn.qkv.weight"),
         audio_mae.official,
@@ -242,6 +265,8 @@ def kind_of(layout: str) -> type:
 
 def heads_setting(config: Any) -> str:
     """What `config.json` calls the number of attention heads of such a part."""
+    if isinstance(config, QFormerConfig):  # never alone in a file
+        return "qformer_num_heads"
     return next(layout.heads for name, layout in LAYOUTS.items() if kind_of(name) is type(config))
 
 

@@ -3,16 +3,18 @@ BLIP-2 and InstructBLIP in `transformers` and in LAVIS."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from alm_jax.convert.formats import TensorFile
 from alm_jax.convert.rules import LINEAR, SCALAR, TABLE, VECTOR, Rearrange, Rule, Table, each
-from alm_jax.convert.sizes import count, from_settings, heads_of, number, settings_of, shape_of
+from alm_jax.convert.sizes import count, from_settings, heads_of, number, settings_of, shape_of, to_settings
 from alm_jax.models.aligners.qformer import PretrainingConfig, QFormerConfig
 
 _HEAD_WIDTH = 64  # of every published BERT, where nothing tells it
 _WORDS = "Qformer.cls.predictions."
+_CROSS_KEY = r"crossattention\.(?:self|attention)\.key\.weight"
 
 _SETTINGS = {
     "dim": "encoder_hidden_size",
@@ -66,7 +68,8 @@ def hf(config: QFormerConfig) -> Table:
             *_transformer(config, "qformer.", attention="attention", norm=norm),
             *_pair("audio_norm", "vision_model.post_layernorm"),
             *_pair("proj", "language_projection"),
-        )
+        ),
+        dead=("qformer.embeddings.position_ids",),  # a constant, written by old versions
     )
 
 
@@ -143,19 +146,25 @@ def from_hf_config(settings: Mapping[str, Any], **others: Any) -> QFormerConfig:
     return QFormerConfig(**told, reads_text=reads_text, **others)
 
 
+def to_hf_config(config: QFormerConfig) -> dict[str, Any]:
+    """The content of `qformer_config` (`InstructBlipQFormerConfig`, or `Blip2QFormerConfig` if it reads no text)."""
+    kind = "instructblip_qformer" if config.reads_text else "blip_2_qformer"
+    return {"model_type": kind, "hidden_act": "gelu"} | to_settings(config, _SETTINGS)
+
+
 def sizes(file: TensorFile) -> QFormerConfig:
     """Sizes read off a file; `heads` is 0 where nothing tells them and heads of the usual width do not divide."""
     keys, default = list(file.keys()), QFormerConfig()
     queries = shape_of(file, r"query_tokens$", 3) or (1, default.queries, default.hidden)
-    words = shape_of(file, r"word_embeddings\.weight$", 2) or (default.vocab_size, queries[2])
+    words = shape_of(file, r"word_embeddings\.weight$", 2)
     positions = shape_of(file, r"position_embeddings\.weight$", 2)
-    features = shape_of(file, r"crossattention\.self\.key\.weight$", 2)
-    hidden = shape_of(file, r"intermediate\.dense\.weight$", 2)
-    out = shape_of(file, r"llm_proj\.weight$", 2)
+    features = shape_of(file, rf"{_CROSS_KEY}$", 2)
+    hidden = shape_of(file, r"intermediate_query\.dense\.weight$", 2)
+    out = shape_of(file, r"(?:llm_proj|language_projection)\.weight$", 2)
     compared = shape_of(file, r"(?:^|\.)text_proj\.weight$", 2)
-    depth = count(keys, r"Qformer\.bert\.encoder\.layer\.(\d+)\.") or default.depth
+    depth = count(keys, r"[Qq]former\.(?:bert\.)?encoder\.layer\.(\d+)\.") or default.depth
     last = count(keys, r"layer\.(\d+)\.crossattention\.") - 1
-    groups = len({key for key in keys if key.endswith("crossattention.self.key.weight")})
+    groups = sum(bool(re.search(rf"{_CROSS_KEY}$", key)) for key in keys)
     return QFormerConfig(
         dim=features[1] if features else default.dim,
         out_dim=out[0] if out else None,
@@ -165,7 +174,8 @@ def sizes(file: TensorFile) -> QFormerConfig:
         heads=number(file, settings_of(file), "qformer_num_heads", int, heads_of(queries[2], _HEAD_WIDTH)),
         mlp_dim=hidden[0] if hidden else default.mlp_dim,
         cross_every=last // (groups - 1) if groups > 1 else depth,
-        vocab_size=words[0],
+        reads_text=words is not None,
+        vocab_size=words[0] if words else default.vocab_size,
         positions=positions[0] if positions else default.positions,
         pretraining=PretrainingConfig(compared[0]) if compared else None,
     )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from math import inf
 from typing import Any, TypeVar
 
-from alm_jax.convert.formats import TensorFile
+from alm_jax.convert.formats import Below, TensorFile
 from alm_jax.core.errors import CheckpointError
 
 Config = TypeVar("Config")
@@ -21,12 +21,13 @@ ACTIVATIONS = {
 
 
 def settings_of(file: TensorFile) -> dict[str, Any]:
-    """The `config.json` of `transformers` in a checkpoint's folder; empty if there is none.
+    """The `config.json` of `transformers` in a checkpoint's folder, or a part's section of it; empty if there is none.
 
     Raises:
         CheckpointError: it is not readable JSON.
     """
-    return json_beside(file, "config.json") or {}
+    told = json_beside(file, "config.json") or {}
+    return told.get(file.section, told) if isinstance(file, Below) else told
 
 
 def json_beside(file: TensorFile, name: str) -> dict[str, Any] | None:

@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from math import isqrt
 from typing import Any
 
+from alm_jax.convert.formats import TensorFile
 from alm_jax.convert.rules import LINEAR, VECTOR, Part, Rearrange, Rule, Table, each
-from alm_jax.convert.sizes import from_settings, to_settings
+from alm_jax.convert.sizes import count, from_settings, heads_of, number, settings_of, shape_of, to_settings, told_by
 from alm_jax.models.encoders.vit import VitConfig
 
 _SETTINGS = {
@@ -19,6 +22,9 @@ _SETTINGS = {
     "mlp_dim": "intermediate_size",
     "norm_eps": "layer_norm_eps",
 }
+
+_HEAD_WIDTH = 88  # of ViT-g/14
+_EVA_BLOCKS = 40  # of EVA's ViT-g/14; BLIP-2 runs all but the last
 
 # Ours to theirs.
 _HF = {
@@ -110,3 +116,30 @@ def to_hf_config(config: VitConfig) -> dict[str, Any]:
     """The content of `config.json` (`Blip2VisionConfig`)."""
     told = {"model_type": "blip_2_vision_model", "architectures": ["Blip2VisionModel"], "hidden_act": "gelu"}
     return told | {"qkv_bias": config.bias != "o"} | to_settings(config, _SETTINGS)
+
+
+def sizes(file: TensorFile) -> VitConfig:
+    """Sizes that `config.json` tells, or those read off a file of either layout.
+
+    Raises:
+        CheckpointError: `config.json` tells what has no counterpart.
+    """
+    keys, default, told = list(file.keys()), VitConfig(), settings_of(file)
+    norm = any(key.endswith("post_layernorm.weight") for key in keys)
+    if "hidden_size" in told:
+        return replace(told_by(file, from_hf_config, to_hf_config(default) | told), norm=norm)
+    patch = shape_of(file, r"patch_embed(?:ding|\.proj)\.weight$", 4) or (default.dim, 3, default.patch, default.patch)
+    places = shape_of(file, r"(?:position_embedding|pos_embed)$", 3) or (1, default.steps, patch[0])
+    up = shape_of(file, r"(?:layers|blocks)\.0\.mlp\.fc1\.weight$", 2)
+    depth = count(keys, r"(?:encoder\.layers|blocks)\.(\d+)\.") or default.depth
+    official = any(key.endswith("attn.q_bias") for key in keys)
+    return VitConfig(
+        size=isqrt(places[1] - 1) * patch[2],
+        patch=patch[2],
+        dim=patch[0],
+        heads=number(file, told, "num_attention_heads", int, heads_of(patch[0], _HEAD_WIDTH)),
+        depth=depth - (depth == _EVA_BLOCKS),
+        mlp_dim=up[0] if up else default.mlp_dim,
+        bias="qvo" if official else "qkvo" if any(key.endswith("qkv.bias") for key in keys) else "o",
+        norm=norm,
+    )

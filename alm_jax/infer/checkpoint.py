@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,15 +11,15 @@ import jax
 import jax.numpy as jnp
 
 from alm_jax.convert import alm
+from alm_jax.convert.checkpoint import heads_untold
 from alm_jax.convert.formats import TensorFile, open_tensors
 from alm_jax.convert.hub import Resolved, resolve
-from alm_jax.convert.layouts import LAYOUTS, config_of, detect, heads_setting
+from alm_jax.convert.layouts import LAYOUTS, config_of, detect
 from alm_jax.convert.load import Source, check, contents, load
 from alm_jax.convert.rules import Table
 from alm_jax.core import tree
-from alm_jax.core.config import config_types, from_json, to_json
+from alm_jax.core.config import config_types, from_json
 from alm_jax.core.errors import CheckpointError, UsageError
-from alm_jax.core.files import write_text
 from alm_jax.core.precision import Precision, default_precision
 from alm_jax.core.sequence import Layout
 from alm_jax.data.templates import ALPACA_SHORT, MATS, PLAIN, Template
@@ -165,21 +164,8 @@ def open_system(name: str, *, base: Sequence[str] = (), tokenizer: str | None = 
     return System(spec, words, (system, *parts.values()), _aligner_tokenizer(system, spec))
 
 
-def write_spec(folder: Path, spec: Spec, tokenizer: Tokenizer, origin: alm.Origin | None = None) -> None:
-    """Write beside a checkpoint what `load_checkpoint` needs to read it as it was: `config.json` and the tokenizer.
-
-    Raises:
-        CheckpointError: it cannot be written.
-    """
-    try:
-        tokenizer.save(folder)
-        write_text(folder / "config.json", json.dumps(alm.header(origin) | {"spec": to_json(spec)}, indent=1))
-    except OSError as error:
-        raise CheckpointError(f"{folder}: cannot write config.json and the tokenizer: {error}") from error
-
-
 def read_spec(file: TensorFile) -> Spec | None:
-    """What `write_spec` wrote beside a file; None if there is no `config.json`, or one of a part or other software.
+    """The system that `alm convert` wrote beside a file; None if its `config.json` is a part's or other software's.
 
     Raises:
         CheckpointError: it is damaged, or of a newer format.
@@ -272,13 +258,9 @@ def _missing(system: Opened, parts: Mapping[str, Opened]) -> list[str]:
 def _untold(system: Opened, parts: Mapping[str, Opened]) -> list[str]:
     """What the tensors of a checkpoint without a spec do not tell, nor the settings beside them."""
     whole, problems = system.config(), []
-    configs = {part: getattr(whole, part) for part in ("encoder", "decoder") if part in _held(system)}
+    configs = {part: getattr(whole, part) for part in ("encoder", "aligner", "decoder") if part in _held(system)}
     for part, config in (configs | {part: opened.config() for part, opened in parts.items()}).items():
-        if not config.heads:
-            problems.append(
-                f"nothing tells how many heads its {part} of width {config.dim} has (put a config.json with "
-                f"{heads_setting(config)} beside {parts.get(part, system).file.path})"
-            )
+        problems += heads_untold(config, parts.get(part, system).folder)
     return problems
 
 

@@ -36,12 +36,21 @@ def apt_blip2(
     image_aligner: QFormerConfig = IMAGE_ALIGNER,
 ) -> AlmConfig:
     """APT-BLIP-2 over parts of any size; the defaults are the published 7B model."""
+    return replace(apt.apt(decoder, encoder, aligner), vision=blip(decoder, image_encoder, image_aligner).vision)
+
+
+def blip(
+    decoder: LlamaConfig = LlamaConfig(vocab_size=VOCABULARY),
+    image_encoder: VitConfig = IMAGE_ENCODER,
+    image_aligner: QFormerConfig = IMAGE_ALIGNER,
+) -> AlmConfig:
+    """InstructBLIP, or BLIP-2 if the aligner reads no text: what sees of APT-BLIP-2, without ears."""
     vision = VisionConfig(
         frontend=ImageFrontend(image_encoder.size),
         encoder=image_encoder,
         aligner=replace(image_aligner, dim=image_encoder.dim, out_dim=decoder.dim, steps=image_encoder.steps),
     )
-    return replace(apt.apt(decoder, encoder, aligner), vision=vision)
+    return AlmConfig(None, None, None, decoder, vision=vision)
 
 
 def parts(question: str, *, frames: int = 1, clips: int = 1, image_prompt: str | None = None) -> list[Part]:

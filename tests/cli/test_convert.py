@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
@@ -24,6 +25,9 @@ from alm_jax.convert.checkpoint import shapes_of
 from alm_jax.convert.layouts import LAYOUTS
 from alm_jax.convert.save import export
 from alm_jax.data.tokenizer import train_tokenizer
+from alm_jax.models.aligners.qformer import QFormerConfig
+from alm_jax.models.apt_blip2 import blip
+from alm_jax.models.clap import ClapConfig, LaionClapConfig
 from alm_jax.models.decoders.gpt2 import Gpt2Config
 from alm_jax.models.decoders.llama import LlamaConfig
 from alm_jax.models.decoders.whisper import WhisperDecoderConfig, WhisperSeq2SeqConfig
@@ -31,12 +35,20 @@ from alm_jax.models.encoders.ast import AstConfig
 from alm_jax.models.encoders.audio_mae import AudioMaeConfig
 from alm_jax.models.encoders.cav_mae import CavMaeConfig
 from alm_jax.models.encoders.cnn14 import Cnn14Config
+from alm_jax.models.encoders.htsat import HtsatConfig
+from alm_jax.models.encoders.vit import VitConfig
 from alm_jax.models.encoders.whisper import WhisperConfig
 from alm_jax.models.text.bert import BertConfig
 from tests.convert.dict_file import same_bits
 
 LLAMA = LlamaConfig(vocab_size=300, dim=16, depth=2, heads=2, kv_heads=1, mlp_dim=24)
 WHISPER = WhisperConfig(mels=4, dim=16, heads=2, depth=2, positions=6)
+GPT2 = Gpt2Config(vocab_size=20, dim=16, depth=2, heads=2, mlp_dim=64, positions=8)
+HTSAT = HtsatConfig(mels=8, image=32, embed_dim=8, depths=(2, 2), heads=(1, 2), window=4)
+ROBERTA = BertConfig(20, 16, 2, 2, 24, positions=10, position_offset=2, token_types=1, norm_eps=1e-5)
+VIT = VitConfig(size=8, patch=4, dim=16, heads=2, depth=2, mlp_dim=24, bias="qkvo")
+EYE = replace(VIT, bias="qvo", norm=False)
+ASKED = QFormerConfig(queries=3, hidden=16, depth=2, heads=2, mlp_dim=24, vocab_size=20, positions=8)
 MODELS = {
     "cav_mae": CavMaeConfig(frames=32, dim=16, heads=2, depth=2),
     "audio_mae": AudioMaeConfig(frames=64, dim=16, heads=2, depth=2, mlp_dim=24),
@@ -48,8 +60,16 @@ MODELS = {
         WHISPER, WhisperDecoderConfig(vocab_size=20, dim=16, heads=2, depth=2, positions=6)
     ),
     "llama_hf": LLAMA,
-    "gpt2_hf": Gpt2Config(vocab_size=20, dim=16, depth=2, heads=2, mlp_dim=24, positions=8),
+    "gpt2_hf": GPT2,
     "bert_hf": BertConfig(vocab_size=20, dim=16, depth=2, heads=2, mlp_dim=24, positions=8),
+    "htsat": HTSAT,
+    "htsat_hf": HTSAT,
+    "msclap": ClapConfig(audio=HTSAT, text=GPT2, dim=12),
+    "clap_hf": LaionClapConfig(audio=HTSAT, text=ROBERTA, dim=12),
+    "vit_hf": VIT,
+    "vit_eva": EYE,
+    "blip_hf": blip(LLAMA, replace(VIT, norm=False), ASKED),
+    "blip": blip(LLAMA, EYE, ASKED),
 }
 # The other names of the same model, which one can be written in.
 OTHERS = {"whisper_openai": "whisper_hf", "whisper_hf": "whisper_openai", "ast_hf": "ast_modules"}
@@ -71,9 +91,9 @@ def write_model(folder, layout, config, **changes):
     """A checkpoint's folder, as it would be published: weights and the settings that they do not tell."""
     folder.mkdir(parents=True)
     tensors = tensors_of(layout, config) | changes
-    save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, folder / "model.safetensors")
+    save_file({key: np.array(value, order="C") for key, value in tensors.items()}, folder / "model.safetensors")
     settings = LAYOUTS[layout].settings
-    heads = {LAYOUTS[layout].heads: getattr(config, "heads", 1)}
+    heads = dict.fromkeys((LAYOUTS[layout].heads, "n_head", "qformer_num_heads"), 2)
     (folder / "config.json").write_text(json.dumps(settings(config) if settings else heads))
     return tensors
 
@@ -125,6 +145,26 @@ def test_hf_and_official_are_found_for_each_model(llama, tmp_path):
     assert same_bits(read(tmp_path / "llama_official"), read(llama))
     write_model(tmp_path / "cnn14", "cnn14", MODELS["cnn14"])
     assert main(["convert", str(tmp_path / "cnn14"), str(tmp_path / "x"), "--to", "hf"]) == 2
+
+
+def test_heads_that_nothing_tells(tmp_path, capsys):
+    """Of an unusual width, and no config.json: what was written could not be run. Nothing is."""
+    write_model(tmp_path / "given", "gpt2_hf", GPT2)
+    (tmp_path / "given" / "config.json").unlink()
+    for to in ((), ("--to", "alm"), ("--dtype", "f32")):
+        assert main(["convert", str(tmp_path / "given"), str(tmp_path / "out"), *to]) == 1
+        told = f"how many heads the Gpt2 of width 16 has (put a config.json with n_head into {tmp_path / 'given'})"
+        assert told in capsys.readouterr().err and not (tmp_path / "out").exists()
+    (tmp_path / "given" / "config.json").write_text('{"n_head": 2}')
+    convert(tmp_path / "given", tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["n_head"] == 2
+
+
+def test_a_layout_without_place(tmp_path, capsys):
+    """`eva_vit_g.pth` has no bias of keys, and no norm."""
+    write_model(tmp_path / "given", "vit_hf", VIT)
+    assert main(["convert", str(tmp_path / "given"), str(tmp_path / "out"), "--to", "official"]) == 2
+    assert "no place for blocks.attn.k.bias, norm.bias, norm.scale" in capsys.readouterr().err
 
 
 def test_a_system_there_and_back(trained, tmp_path):

@@ -37,10 +37,13 @@ class TensorFile(Protocol):
 
 
 class Below:
-    """The tensors of a part of a larger model: those whose keys have `prefix` in them, by what follows it."""
+    """The tensors of a part of a larger model: those whose keys have `prefix` in them, by what follows it.
 
-    def __init__(self, file: TensorFile, prefix: str):
-        self.path, self.metadata = file.path, file.metadata
+    `section` of the `config.json` beside the file is the part's, where there is such a section.
+    """
+
+    def __init__(self, file: TensorFile, prefix: str, section: str = ""):
+        self.path, self.metadata, self.section = file.path, file.metadata, section
         self._file = file
         self._names = {key.partition(prefix)[2]: key for key in file.keys() if prefix in key}
 
