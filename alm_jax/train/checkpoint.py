@@ -14,6 +14,7 @@ import errno
 import json
 import logging
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -29,6 +30,7 @@ from alm_jax.train.state import TrainState
 
 RUN_FORMAT = 1
 _METRIC = "validation_loss"
+_MADE = ("config.json", "metrics.jsonl", "stages", "tensorboard", "*tokenizer")  # in the folder of a run
 
 Wanted = Mapping[str, jax.ShapeDtypeStruct]
 """`{path: shape, dtype and sharding}` of arrays to load."""
@@ -89,6 +91,18 @@ class RunFolder:
                 f"{self.path} has run format {found}, this version of alm_jax reads up to {RUN_FORMAT}: upgrade alm_jax"
             )
         return content
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether any of its stages has one that is whole."""
+        return any(StageFolder(path).steps() for path in self.path.glob("stages/*"))
+
+    def clear(self) -> None:
+        """Remove what a run made before its first checkpoint, but for its log."""
+        with writing(self.path):
+            if jax.process_index() == 0:
+                for path in (path for pattern in _MADE for path in self.path.glob(pattern)):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def stage(self, index: int, name: str) -> StageFolder:
         """The folder of a stage, whether it has begun or not."""
@@ -295,7 +309,11 @@ def _stored(path: Path, name: str | None) -> dict[str, tuple[tuple[int, ...], np
     from orbax.checkpoint import v1 as ocp
 
     with _reading(path):
-        metadata = ocp.metadata(path).metadata if name is None else ocp.checkpointables_metadata(path).metadata[name]
+        metadata = (
+            ocp.metadata(path).metadata if name is None else ocp.checkpointables_metadata(path).metadata.get(name)
+        )
+        if metadata is None:
+            raise ValueError(f"files of its {name or 'arrays'} are missing")
         return {key: (tuple(leaf.shape), np.dtype(leaf.dtype)) for key, leaf in metadata.items()}
 
 
@@ -339,9 +357,11 @@ def _reading(path: Path) -> Iterator[None]:
     except CheckpointError:
         raise
     except Exception as error:  # Orbax and TensorStore raise a dozen kinds for damaged files
+        # Of errors inside Orbax, which stumbles over files that are not there, the text says nothing to a user.
+        reason = _first_line(error) if isinstance(error, OSError | ValueError) else "files are missing"
         raise CheckpointError(
-            f"{path} cannot be read ({_first_line(error)}): half written or damaged; remove this folder to go on from "
-            "the checkpoint before it"
+            f"{path} cannot be read ({reason}): half written or damaged; remove this folder to go on from the "
+            "checkpoint before it"
         ) from error
 
 

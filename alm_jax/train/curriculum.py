@@ -46,8 +46,8 @@ def train(
     """Run an experiment's stages in the folder `out`, which then holds all that inference and a resume need.
 
     Args:
-        resume: go on from the last checkpoint in `out`, if there is one; finished stages are passed over. Without it
-            `out` has to be new or empty.
+        resume: go on from the last checkpoint in `out`; finished stages are passed over. A run that has none yet (it
+            failed on its data, say) begins anew, whatever its config was. Without it `out` has to be new or empty.
         progress: whether a bar (on a terminal) or lines are shown on stderr; `out/log.txt` holds the lines anyway.
         trackers: more of them, beside `metrics.jsonl` and TensorBoard.
 
@@ -62,10 +62,12 @@ def train(
     out = Path(out).absolute()
     models = _models(experiment)
     with writing(out), ExitStack() as stack:
-        run = _open(out, experiment, resume)
+        run, anew = _open(out, experiment, resume)
         main = jax.process_index() == 0
         display = stack.enter_context(closing(Progress(out / "log.txt" if main else None, show=progress and main)))
         stack.enter_context(_logged(display))
+        if anew:
+            display.say(f"{out} has no finished checkpoint: the run begins anew, with this config")
         interrupts = stack.enter_context(Interrupts(display.say))
         tokenizers = prepare_tokenizers(experiment, out, display)
         metrics, opened = None, [display]
@@ -110,16 +112,22 @@ def _models(experiment: Experiment) -> list[StageModel]:
     return models
 
 
-def _open(out: Path, experiment: Experiment, resume: bool) -> RunFolder:
+def _open(out: Path, experiment: Experiment, resume: bool) -> tuple[RunFolder, bool]:
+    """The run's folder, and whether a run that came to nothing was in it."""
+    run = RunFolder(out)
     empty = not out.exists() or not any(out.iterdir())
-    meet("run folder looked for")
-    if empty:
-        return RunFolder.create(out, run_config(experiment))
-    if not resume:
+    if not empty and not resume:
         raise UsageError(f"{out} is not empty: go on with --resume, or give another --out")
-    run = RunFolder.open(out)
+    if not empty:
+        run.config()  # it is a run
+    anew = not empty and not run.has_checkpoint
+    meet("run folder looked for")
+    if anew:
+        run.clear()
+    if empty or anew:
+        return RunFolder.create(out, run_config(experiment)), anew
     check_same(experiment_of(run.config(), out), experiment)
-    return run
+    return run, False
 
 
 def _position(experiment: Experiment, run: RunFolder) -> tuple[str, int]:

@@ -50,6 +50,20 @@ def test_a_folder_that_is_in_use(trained, config, capsys):
     assert "stages.0.steps was 3, is 2" in capsys.readouterr().err
 
 
+def test_a_run_that_failed_on_its_data_begins_anew(config, tmp_path, capsys):
+    """With a config that was corrected, in the same folder; before its first checkpoint there is nothing to lose."""
+    command = ["train", str(config), "--out", str(tmp_path / "run")]
+    assert main([*command, "--set", "stages.only.data.sources.0.rows=nowhere.json", "--seed", "3"]) == 1
+    assert "nowhere.json" in capsys.readouterr().err
+    assert main(command) == 2
+    assert "go on with --resume" in capsys.readouterr().err
+    assert main([*command, "--resume"]) == 0
+    err = capsys.readouterr().err
+    assert f"{tmp_path / 'run'} has no finished checkpoint: the run begins anew, with this config" in err
+    assert read_experiment(str(tmp_path / "run")).seed == 0
+    assert [row["step"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in row] == [1, 2]
+
+
 def test_values_are_changed_by_flags_and_by_set(calls, config, tmp_path):
     flags = ["--seed", "7", "--model.decoder.lora.rank", "2", "--stages.0.optim.learning-rate", "3e-4"]
     given = ["--set", "stages.only.steps=5", "--set", "model.decoder.rope_theta=5e5", "--resume"]

@@ -1,6 +1,7 @@
 """Run folders and checkpoints: what is kept, what comes back, and what is said of folders that cannot be used."""
 
 import json
+import re
 import shutil
 import subprocess
 
@@ -82,6 +83,29 @@ def test_a_damaged_checkpoint_is_named(stage, victim):
     (stage.path / "checkpoints" / "1" / "weights" / victim).write_bytes(b"\0" * 10)
     with Checkpoints(stage) as checkpoints, pytest.raises(CheckpointError, match=r"checkpoints/1 cannot be read"):
         checkpoints.restore(abstract(make_state()))
+
+
+def test_a_checkpoint_that_lacks_a_file(stage, tmp_path):
+    """Whichever it is: it does not count, is read all the same, or one line says so, and nothing of Orbax's inside."""
+    with Checkpoints(stage) as checkpoints:
+        checkpoints.save(make_state(1), 1)
+    whole = tmp_path / "whole"
+    shutil.move(stage.path / "checkpoints" / "1", whole)
+    absent = sorted({path.relative_to(whole) for pattern in ("*", "*/*") for path in whole.glob(pattern)})
+    assert len(absent) > 6
+    said = set()
+    for name in absent:
+        copy = shutil.copytree(whole, stage.path / "checkpoints" / "1")
+        shutil.rmtree(copy / name) if (copy / name).is_dir() else (copy / name).unlink()
+        if stage.steps():
+            with Checkpoints(stage) as checkpoints:
+                try:
+                    checkpoints.restore(abstract(make_state()))
+                except CheckpointError as error:
+                    said.add(str(error))
+        shutil.rmtree(copy)
+    assert said and all("half written or damaged; remove this folder to go on from the" in line for line in said)
+    assert not any(re.search(r"(Attribute|Key|Type)Error|\n", line) for line in said), said
 
 
 def test_a_checkpoint_of_another_model_lists_what_differs(stage):
