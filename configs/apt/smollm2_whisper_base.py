@@ -1,0 +1,129 @@
+"""APT's shape at a size that two cores train: Whisper base, a Q-Former, a frozen SmolLM2-135M-Instruct.
+
+    alm train apt/smollm2_whisper_base --out runs/apt_small
+    python tools/compare_apt.py --out runs/apt          all of sweep(), trained and scored (docs/apt.md)
+
+The encoder and the language model are frozen and their weights the quickstart's (240 MB are downloaded once). Features
+are computed once. Scenes of five seconds are composed from the clips inside the package. The curriculum of the paper's
+table I: aligning audio and text without the language model, then tasks about one clip, then some about several.
+"""
+
+from dataclasses import replace
+
+from alm_jax.audio.frontend import WhisperLogMel
+from alm_jax.data.composed import Scenes
+from alm_jax.data.plan import DataSpec
+from alm_jax.data.scenes import SceneConfig
+from alm_jax.data.tasks.few_shot import FewShot
+from alm_jax.data.tasks.reasoning import Reasoning
+from alm_jax.data.tasks.registry import TaskConfig
+from alm_jax.data.tasks.source import Tasks
+from alm_jax.data.templates import CHATML
+from alm_jax.models.aligners.pooled_linear import PooledLinearConfig
+from alm_jax.models.aligners.qformer import PretrainingConfig, QFormerConfig
+from alm_jax.models.alm import AlmConfig
+from alm_jax.models.apt import ALIGNMENT_LAYOUT, LAYOUT
+from alm_jax.models.registry import CONFIGS
+from alm_jax.train.config import Experiment, LoopConfig, Stage, Weights
+from alm_jax.train.optim import OptimConfig
+
+FRAMES, POOL = 512, 8  # five seconds of Whisper's frames; a feature each 0.16 s
+STEPS, QUERIES = FRAMES // 2 // POOL, 4
+# Most labels have one clip; at one speed it would be learnt by heart.
+SCENE = SceneConfig(seconds=5.0, event_seconds=2.0, sounds=(1, 2), repeats=(1, 2), speed=(0.87, 1.15))
+SCENES = 400
+SINGLE = ("tagging", "counting")
+OPTIONS = TaskConfig(FewShot(ways=4, shots=1, episodes=240), Reasoning(pairs=120, questions=5))
+LANGUAGE_LAYOUT = replace(LAYOUT, aligner_text_tokens=24)
+UNUSED = ("aligner.heads.*",)  # of alignment, in the stages after it
+LISTENING = ("aligner.*", "indicators")
+STEPS_ALIGN, STEPS_SINGLE, STEPS_SEVERAL = 200, 120, 90
+
+
+def scenes(n: int = SCENES, seed: int = 0, **options) -> Scenes:
+    return Scenes(n, seed, scene=SCENE, **options)
+
+
+def rows(batch_size: int, *groups: tuple[str, ...]) -> DataSpec:
+    """Each batch from one group of tasks, all groups alike often."""
+    sources = tuple(Tasks(scenes(), names, OPTIONS) for names in groups)
+    ratios = (1.0,) * len(sources) if len(sources) > 1 else ()
+    return DataSpec(sources, batch_size, (36, 52, 80), mixing="one_source_per_batch", ratios=ratios)
+
+
+def align() -> Stage:
+    """The aligner and the names of what is heard."""
+    return Stage(
+        "align",
+        rows(16, ("tagging",)),
+        ("aligner.*",),
+        OptimConfig(1e-3, "cosine", 20),
+        steps=STEPS_ALIGN,
+        objective="audio_text_alignment",
+        model={"decoder": None, "aligner.out_dim": None, "aligner.pretraining": PretrainingConfig()},
+        layout=replace(ALIGNMENT_LAYOUT, aligner_text_tokens=10),
+        features="cached",
+    )
+
+
+def language(name: str, steps: int, *groups: tuple[str, ...]) -> Stage:
+    """Answers of the frozen language model."""
+    optim = OptimConfig(2e-3, "cosine", 10, final_rate=2e-4)
+    return Stage(name, rows(8, *groups), LISTENING, optim, steps=steps, features="cached", drop=UNUSED)
+
+
+def single() -> Stage:
+    return language("single", STEPS_SINGLE, SINGLE)
+
+
+def several(*more: str) -> Stage:
+    """Some tasks about several clips beside those about one."""
+    return language("several", STEPS_SEVERAL, SINGLE, *((name,) for name in more))
+
+
+def get_config() -> Experiment:
+    encoder, decoder = CONFIGS["whisper_base"], CONFIGS["smollm2_135m"]
+    size = {"queries": QUERIES, "depth": 2, "cross_every": 1, "dropout": 0.0}  # else BERT-mini's, as APT's
+    aligner = QFormerConfig(encoder.dim, decoder.dim, STEPS, **size)
+    return Experiment(
+        name="apt_small",
+        model=AlmConfig(
+            frontend=WhisperLogMel(frames=FRAMES, num_mels=encoder.mels, padding="mel"),
+            encoder=encoder,
+            aligner=aligner,
+            decoder=decoder,
+            taps=(4,),
+            pool=POOL,
+            indicators=1,
+        ),
+        layout=LANGUAGE_LAYOUT,
+        template=CHATML,
+        tokenizer="HuggingFaceTB/SmolLM2-135M-Instruct",
+        aligner_tokenizer="sentence-transformers/all-MiniLM-L6-v2",
+        weights=(
+            Weights("encoder.*", "openai/whisper-base"),
+            Weights("decoder.*", "HuggingFaceTB/SmolLM2-135M-Instruct"),
+        ),
+        stages=(align(), single(), several("few_shot", "nlar")),
+        loop=LoopConfig(checkpoint_every=60, tensorboard=False),
+    )
+
+
+def sweep():
+    """What the comparison in docs/apt.md is between; all but one-stage see the same batches of the same stages."""
+    config = get_config()
+    unaligned = tuple(replace(stage, drop=()) for stage in config.stages[1:])
+    steps = STEPS_SINGLE + STEPS_SEVERAL
+    at_once = language("at_once", steps, SINGLE, ("few_shot",), ("nlar",))
+    linear = PooledLinearConfig(config.model.encoder.dim, config.model.decoder.dim, (1, STEPS), STEPS // QUERIES)
+    yield {"name": "curriculum"}
+    yield {"name": "unaligned", "stages": unaligned}
+    yield {
+        "name": "linear",
+        "stages": unaligned,
+        "model.aligner": linear,
+        "layout.aligner_text_tokens": 0,
+        "aligner_tokenizer": None,
+    }
+    yield {"name": "one_stage", "stages": (align(), at_once)}
+    yield {"name": "without_nlar", "stages": (align(), single(), several("few_shot"))}
