@@ -112,9 +112,9 @@ def steps(
 
 
 def _check_length(model: AudioLanguageModel, batch: Batch, new: int) -> None:
-    """Refuse what a table of positions has no rows for; the last new token is chosen and not read."""
+    """Refuse what the decoder has no positions for; the last new token is chosen and not read."""
     limit, prompt = model.decoder.limit, int(np.asarray(batch.positions).max()) + 1
-    if limit is not None and prompt + new - 1 > limit:
+    if prompt + new - 1 > limit:
         raise UsageError(
             f"a prompt of {prompt} tokens and {new} new ones do not fit the decoder's {limit} positions: ask for at "
             f"most {max(0, limit + 1 - prompt)} new ones, or shorten the prompt"

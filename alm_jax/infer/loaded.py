@@ -236,7 +236,7 @@ class LoadedModel:
             raise UsageError("this model is an aligner without a decoder, and cannot answer: train the stage after it")
         row = lay_out_prompt(self._parts(question, len(features), input), self.spec.layout, **self._options(features))
         limit = self._reader.decoder.limit
-        if limit is not None and len(row) + room - 1 > limit:  # the last new token is chosen and not read
+        if len(row) + room - 1 > limit:  # the last new token is chosen and not read
             raise UsageError(
                 f"the question with its clips takes {len(row)} positions and the answer {room}, the model reads "
                 f"{limit}: ask for a shorter answer, or give less text or fewer clips"
@@ -295,8 +295,7 @@ class LoadedModel:
 
     def _batch(self, rows: list[Row], features: Sequence[Sequence[jax.Array]]) -> Batch:
         length = -(-max(map(len, rows)) // LENGTH_BUCKET) * LENGTH_BUCKET
-        if (limit := self._reader.decoder.limit) is not None:
-            length = min(length, limit)
+        length = min(length, self._reader.decoder.limit)
         slots = max(len(row.clips) for row in rows)
         batch = collate(rows, length, slots=slots, pad="left")
         if slots:

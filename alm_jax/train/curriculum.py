@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jax
 
-from alm_jax.core.errors import UsageError
+from alm_jax.core.errors import ConfigError, UsageError
 from alm_jax.core.mesh import make_mesh
 from alm_jax.train.batches import data_process, meet
 from alm_jax.train.checkpoint import RunFolder, writing
@@ -108,8 +108,22 @@ def _models(experiment: Experiment) -> list[StageModel]:
         model = StageModel(experiment.stage_model(stage), stage, mesh, experiment.stage_precision())
         _ = model.target  # patterns fit, and the mesh divides every parameter
         data_process(mesh, stage.data.batch_size)
+        _check_lengths(model)
         models.append(model)
     return models
+
+
+def _check_lengths(model: StageModel) -> None:
+    """Raise ConfigError if rows may be longer than what the decoder was trained for."""
+    stage, decoder = model.stage, model.like.decoder
+    specs = [("data", stage.data)] + ([("validation.data", stage.validation.data)] if stage.validation else [])
+    for name, spec in specs if decoder is not None else ():
+        if spec.buckets[-1] > decoder.limit:
+            raise ConfigError(
+                f"stage {stage.name!r}: {name}.buckets go up to {spec.buckets[-1]} positions, and the decoder reads "
+                f"{decoder.limit} (model.decoder.positions): a sequence over the model's length; leave the longer "
+                "buckets out"
+            )
 
 
 def _open(out: Path, experiment: Experiment, resume: bool) -> tuple[RunFolder, bool]:

@@ -1,5 +1,7 @@
 """Generation: cached against uncached, padded against alone."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from alm_jax.core.sequence import Row, collate
 from alm_jax.infer.generate import generate, steps
 from alm_jax.infer.sampling import Sampling
 from alm_jax.layers.dense import Lora
+from alm_jax.layers.rope import LinearRope
 from alm_jax.models.alm import build
 from alm_jax.models.decoders.gpt2 import Gpt2Config
 from alm_jax.models.decoders.llama import LlamaConfig
@@ -102,6 +105,14 @@ def test_a_table_of_positions_ends_the_answer(prompts):
     assert generate(model, _batch(rows[:1], audio[:1]), max_new_tokens=22) == answers[:1]
     with pytest.raises(UsageError, match=r"11 tokens and 23 new ones do not fit the decoder's 32 positions: .* 22 new"):
         generate(model, batch, max_new_tokens=23)
+
+
+@pytest.mark.parametrize(("rope", "positions"), [(None, 32), (LinearRope(2.0), 16)])
+def test_rotary_positions_end_where_training_did(prompts, rope, positions):
+    """A linearly stretched model's config tells the length from before (`lmsys/vicuna-7b-v1.5-16k`: 4096, factor 4)."""
+    model = _model(replace(LLAMA, positions=positions, rope_scaling=rope))
+    with pytest.raises(UsageError, match=r"11 tokens and 23 new ones do not fit the decoder's 32 positions: .* 22 new"):
+        generate(model, _batch(*prompts), max_new_tokens=23)
 
 
 def test_rows_stop_at_eos_and_the_loop_stops_with_the_last(model, prompts):

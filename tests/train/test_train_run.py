@@ -169,6 +169,10 @@ def test_errors_come_before_the_folder_is_made(tmp_path, caches):
     experiment = short(**{"stages.all.trainable": ("decoder.*", "typo.*")})
     with pytest.raises(ConfigError, match=r"\['typo.\*'\] fit no parameter"):
         train(experiment, tmp_path / "run")
+    with pytest.raises(
+        ConfigError, match=r"stage 'read': data.buckets go up to 112 positions, and the decoder reads 64"
+    ):
+        train(short(**{"model.decoder.positions": 64}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

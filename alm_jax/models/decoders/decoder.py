@@ -26,9 +26,9 @@ class Decoder(nnx.Module):
     """
 
     @property
-    def limit(self) -> int | None:
-        """Positions of the longest row that can be read; None if there is no such limit."""
-        return None
+    @abstractmethod
+    def limit(self) -> int:
+        """Positions of the longest row that it was trained for and can read."""
 
     @abstractmethod
     def begin(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, Any]:

@@ -31,7 +31,7 @@ class LlamaConfig:
         bias: which of the projections q, k, v and o have a bias (Qwen2: the first three).
         rope_theta, rope_scaling: base of the rotary frequencies, and how they are stretched.
         norm_eps: of every RMSNorm. tie_embeddings: the output head is the embedding table.
-        positions: longest row of the training; it changes no computation.
+        positions: longest row of the training (`max_position_embeddings`); longer ones are refused.
         lora: adapters inside the blocks, or None.
         remat: what the backward pass recomputes (`layers.stack.run`).
     """
@@ -111,6 +111,12 @@ class Llama(Decoder):
         if not c.tie_embeddings:
             self.head = Dense(c.dim, c.vocab_size, keys[2], axes=(ax.EMBED, ax.VOCAB), bias=False)
         self.config = config
+
+    @property
+    def limit(self) -> int:
+        c = self.config
+        # Published configs of linearly stretched models tell the length from before; those of Llama 3.1 the new one.
+        return int(c.positions * (c.rope_scaling.factor if isinstance(c.rope_scaling, LinearRope) else 1))
 
     def begin(self, x: jax.Array, positions: jax.Array):
         """The embeddings as they are; rotary cosine and sine for every block."""
