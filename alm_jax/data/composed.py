@@ -13,6 +13,8 @@ from alm_jax.data.manifest import choose_clips
 from alm_jax.data.questions import QUESTION_KINDS
 from alm_jax.data.scenes import SceneConfig, write_scenes
 
+_ROWS = 2  # of the form of rows, so that older ones are written anew
+
 
 @dataclass(frozen=True)
 class Scenes:
@@ -55,7 +57,7 @@ class Scenes:
         # Stages that ask other questions about the same scenes hear the same files.
         folder = Path(cache) / "scenes" / _digest((self.n, self.seed, self.scene, made_of))
         folder.mkdir(parents=True, exist_ok=True)
-        rows = folder / f"rows-{_digest((self.kinds, vocabulary))}.json"
+        rows = folder / f"rows-{_digest((_ROWS, self.kinds, vocabulary))}.json"
         with FileLock(folder / ".lock"):  # two runs may want the same scenes at once
             if not rows.is_file():
                 options = {"kinds": self.kinds, "vocabulary": vocabulary, "workers": workers, "progress": progress}

@@ -32,11 +32,16 @@ def audio_sha256(path: str | Path) -> str:
         raise DataError(f"{path}: cannot read audio: {e.strerror}") from None
 
 
+def text_sha256(text: str) -> str:
+    """sha256 of a text that stands for a clip."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def feature_key(audio: str, *, frontend: Any, weights: str, taps: Sequence[int], dtype: str) -> str:
     """The key of a clip's features: sha256 of all that they depend on.
 
     Args:
-        audio: `audio_sha256` of the clip's file.
+        audio: `audio_sha256` of the clip's file, or `text_sha256` of the text in its place.
         frontend: the front end, a frozen dataclass whose `repr` names every setting.
         weights: hash of the encoder's (and any frozen reduction's) weights.
         taps: the encoder layers taken.
@@ -92,7 +97,7 @@ class FeatureWriter:
         self._writer.write(data)
 
     def link(self, clip: str | Path, key: str) -> None:
-        """Note that the clip at a path has the features `key` (several paths may hold the same audio)."""
+        """Note that the clip at a path, or a text, has the features `key` (several paths may hold the same audio)."""
         self._clips[str(clip)] = key
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
@@ -174,14 +179,14 @@ class FeatureStore:
         return np.frombuffer(data, self.dtype).reshape(self.shape)
 
     def of_clip(self, path: str | Path) -> np.ndarray:
-        """The features of the clip at a path.
+        """The features of the clip at a path, or of a text that stands for one.
 
         Raises:
             DataError: no features of it, or they are damaged.
         """
         key = self.keys.get(str(path))
         if key is None:
-            raise DataError(f"{self.path}: no features of {path}")
+            raise DataError(f"{self.path}: no features of {str(path)[:200]}")
         return self[key]
 
     def _open(self) -> Any:

@@ -19,10 +19,11 @@ import numpy as np
 from alm_jax.audio.io import load_audio
 from alm_jax.core.errors import AudioError, ConfigError, DataError
 from alm_jax.core.sequence import Batch, Layout, Row, collate
+from alm_jax.data.captions import Captions
 from alm_jax.data.features import FeatureStore
 from alm_jax.data.layout import lay_out
 from alm_jax.data.plan import NO_ROW, DataSpec, Plan, PlannedBatch, measure
-from alm_jax.data.rows import RowSet, read_rows
+from alm_jax.data.rows import Hears, RowSet, read_rows
 from alm_jax.data.templates import Template
 from alm_jax.data.tokenizer import Tokenizer
 from alm_jax.data.workers import start_worker
@@ -69,13 +70,15 @@ class DataPipeline:
         plan: which rows a step takes.
         rowsets: the plan's sources.
         template, layout, tokenizer: how a row becomes positions.
-        audio: the front end that clips go through, or a store of their precomputed features.
+        audio: the front end that clips go through (`Captions` where they are texts), or a store of their precomputed
+            features.
+        hears: whether rows are heard by their files or their captions.
         audio_tokens: T, the aligner's tokens a slot.
         clips: int [n] clips of each row, per source (`plan.measure`); None: one at most. A batch has as many slots as
             its row of most clips, at least one if there is `audio`: rows of several clips cost others nothing where
             they keep to their own batches (`mixing="one_source_per_batch"`).
         aligner_tokenizer: of an aligner that reads text; what it reads is as long in every batch as the layout says.
-        augment: `augment(window, rng)` of each clip's window, random by the plan's seed; not with a store.
+        augment: `augment(window, rng)` of each clip's window, random by the plan's seed; not with a store or texts.
         process_index, process_count: this process takes its block of consecutive rows of each global batch, so that
             the blocks in the processes' order are the planned batch.
 
@@ -88,8 +91,9 @@ class DataPipeline:
     template: Template
     layout: Layout
     tokenizer: Tokenizer
-    audio: FrontEnd | FeatureStore | None
+    audio: FrontEnd | Captions | FeatureStore | None
     audio_tokens: int
+    hears: Hears = "audio"
     clips: tuple[np.ndarray, ...] | None = None
     aligner_tokenizer: Tokenizer | None = None
     augment: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None
@@ -100,8 +104,8 @@ class DataPipeline:
         size = self.plan.spec.batch_size
         if size % self.process_count:
             raise ConfigError(f"batch_size {size} does not divide among {self.process_count} processes")
-        if self.augment is not None and isinstance(self.audio, FeatureStore):
-            raise ConfigError("precomputed features cannot be augmented: compute them in the run, or leave augment out")
+        if self.augment is not None and isinstance(self.audio, FeatureStore | Captions):
+            raise ConfigError("features and texts cannot be augmented: hear clips in the run, or leave augment out")
         if self.audio is None and self._most_clips:
             raise ConfigError(f"rows of {self._most_clips} clips need a front end or a feature store")
         if self.audio is not None and None in self._window:
@@ -183,17 +187,20 @@ class DataPipeline:
                 aligner_tokenizer=self.aligner_tokenizer,
             )
             rng = np.random.default_rng(seed)
-            windows = [self._hear(rows.clip_path(row.clips[clip]), rng) for clip in laid_out.clips]
+            heard = rows.heard(row, self.hears)
+            windows = [self._hear(heard[clip], rng) for clip in laid_out.clips]
         except (AudioError, DataError) as e:
             return replace(laid_out, loss_weight=np.zeros_like(laid_out.loss_weight)), f"{rows.name(index)}: {e}"
         for slot, window in enumerate(windows):
             audio[slot] = window
         return laid_out, ""
 
-    def _hear(self, path: Path, rng: np.random.Generator) -> np.ndarray:
+    def _hear(self, clip: Path | str, rng: np.random.Generator) -> np.ndarray:
         if isinstance(self.audio, FeatureStore):
-            return self.audio.of_clip(path)
-        wave, _ = load_audio(path, sample_rate=self.audio.sample_rate, max_seconds=self.audio.max_seconds)
+            return self.audio.of_clip(clip)
+        if isinstance(self.audio, Captions):
+            return self.audio.numpy(clip)
+        wave, _ = load_audio(clip, sample_rate=self.audio.sample_rate, max_seconds=self.audio.max_seconds)
         window = self.audio.numpy(wave)
         return window if self.augment is None else self.augment(window, rng)
 
@@ -214,7 +221,7 @@ class DataPipeline:
 
     @property
     def _dtype(self) -> np.dtype:
-        return self.audio.dtype if isinstance(self.audio, FeatureStore) else np.dtype(np.float32)
+        return getattr(self.audio, "dtype", np.dtype(np.float32))
 
     def _shared_memory_from(self) -> int:
         """Smallest array, in bytes, that workers pass by shared memory; none where containers give too little of it."""
@@ -235,8 +242,9 @@ def make_pipeline(
     template: Template,
     layout: Layout,
     tokenizer: Tokenizer,
-    audio: FrontEnd | FeatureStore | None,
+    audio: FrontEnd | Captions | FeatureStore | None,
     audio_tokens: int,
+    hears: Hears = "audio",
     aligner_tokenizer: Tokenizer | None = None,
     augment: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None,
     cache_dir: str | Path | None = None,
@@ -267,6 +275,7 @@ def make_pipeline(
         tokenizer=tokenizer,
         audio=audio,
         audio_tokens=audio_tokens,
+        hears=hears,
         clips=tuple(each.clips for each in sizes),
         aligner_tokenizer=aligner_tokenizer,
         augment=augment,

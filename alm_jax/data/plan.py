@@ -284,7 +284,7 @@ def measure(
         chunk = [rows[i] for i in range(start, min(start + _CHUNK, len(rows)))]
         parts = [template.parts(row) for row in chunk]
         sizes.lengths[start : start + len(chunk)] = row_lengths(parts, layout, tokenizer, audio_tokens=audio_tokens)
-        sizes.clips[start : start + len(chunk)] = [len(row.clips) for row in chunk]
+        sizes.clips[start : start + len(chunk)] = [row.num_clips for row in chunk]
         if time.monotonic() - logged > 10:
             _log.info("measured %d of %d rows", start + len(chunk), len(rows))
             logged = time.monotonic()

@@ -114,8 +114,8 @@ def make_rows(
         scene.
 
     Returns:
-      LTU's rows (instruction, input, audio_id, dataset, task, output), `task` being the kind, and `meta`: the answer
-      as data.
+      LTU's rows (instruction, input, audio_id, dataset, task, output), `task` being the kind, with `caption`: what is
+      heard, for training on text alone; and `meta`: the answer as data.
     """
     kinds = list(kinds)
     unknown = [kind for kind in kinds if kind not in QUESTION_KINDS]
@@ -123,23 +123,15 @@ def make_rows(
         raise UsageError(f"question kind {', '.join(unknown)}: expected {', '.join(QUESTION_KINDS)}")
     heard = {event.phrase for event in scene.events} | {scene.background}
     absent = sorted(set(vocabulary) - heard)
+    caption, _ = _described(scene)
     rows = []
     for kind in kinds:
         rng = np.random.default_rng([seed, zlib.crc32(kind.encode())])
         question = QUESTION_KINDS[kind](scene, absent, rng)
         if question:
             instruction, output, meta = question
-            rows.append(
-                {
-                    "instruction": instruction,
-                    "input": "",
-                    "audio_id": audio_id,
-                    "dataset": DATASET,
-                    "task": kind,
-                    "output": output,
-                    "meta": meta,
-                }
-            )
+            clip = {"audio_id": audio_id, "caption": caption, "dataset": DATASET}
+            rows.append({"instruction": instruction, "input": "", **clip, "task": kind, "output": output, "meta": meta})
     return rows
 
 
@@ -194,6 +186,12 @@ def _events(scene: "Scene", absent: list[str], rng: np.random.Generator) -> Ques
 
 
 def _caption(scene: "Scene", absent: list[str], rng: np.random.Generator) -> Question | None:
+    text, sounds = _described(scene)
+    return _ask(_ASK_CAPTION, rng), f"Audio caption: {text}", {"sounds": sounds}
+
+
+def _described(scene: "Scene") -> tuple[str, list[str]]:
+    """A scene in words, and the sounds that they name."""
     text, sounds, end = "", [], None
     for phrase, run in groupby(scene.events, key=lambda event: event.phrase):
         run = list(run)
@@ -206,7 +204,7 @@ def _caption(scene: "Scene", absent: list[str], rng: np.random.Generator) -> Que
         end = max(event.offset for event in run)
     if scene.background:
         text += f", with {scene.background} in the background"
-    return _ask(_ASK_CAPTION, rng), f"Audio caption: {text}.", {"sounds": sounds}
+    return f"{text}.", sounds
 
 
 def _when(scene: "Scene", absent: list[str], rng: np.random.Generator) -> Question | None:

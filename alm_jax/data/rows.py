@@ -10,16 +10,18 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from alm_jax.core.errors import DataError
 
 _REQUIRED = ("instruction", "audio_id", "output")
-_NULLABLE = ("input", "audio_id", "dataset", "task")
+_NULLABLE = ("input", "audio_id", "caption", "dataset", "task")
 AUDIO_MARK = "<audio>"
-_FIELDS = ("instruction", "input", "audio_id", "dataset", "task", "output", "meta")
+Hears = Literal["audio", "text"]
+_FIELDS = ("instruction", "input", "audio_id", "caption", "dataset", "task", "output", "meta")
+_LISTS = ("audio_id", "caption")
 _SEPARATOR = re.compile(r"[\s,]*")
 _WINDOW = 1 << 22
 
@@ -28,18 +30,22 @@ _WINDOW = 1 << 22
 class AudioRow:
     """One question about one clip (LTU README, "Prepare your own data"), or about several in any order with text.
 
+    A clip is a file, or a text that says what is heard, for training on text alone; where a row has both, the stage
+    says which is heard (`train.config.Stage.hears`).
+
     Attributes:
         instruction: the question. `<audio>` marks in it and in `input` say where the clips are heard, one mark a clip,
             in their order; without any mark the clips lead.
         input: further text that the question is about (LTU-AS: the transcript); empty if none.
         audio_id: path of the clip, absolute or relative to the rows' file, or paths of several; empty for a row
             without a clip.
+        caption: what is heard in the clip, in words, or in each of several (MATS's `caption`); empty if nobody says.
         dataset, task: free labels.
         output: the answer.
         meta: whatever else the row's maker wants to keep (choices, events, ...); not read in training.
 
     Raises:
-        DataError: there are marks, and not as many as clips.
+        DataError: there are marks, and not as many as clips; or captions, and not as many as files.
     """
 
     instruction: str
@@ -49,9 +55,15 @@ class AudioRow:
     task: str = ""
     output: str = ""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    caption: str | tuple[str, ...] = ""
 
     def __post_init__(self) -> None:
-        marks, clips = self.marks, len(self.clips)
+        marks, clips = self.marks, self.num_clips
+        if self.clips and self.captions and len(self.clips) != len(self.captions):
+            raise DataError(
+                f"the row holds {len(self.clips)} clips and {len(self.captions)} captions; give one caption a clip, or "
+                "none"
+            )
         if marks and marks != clips:
             raise DataError(
                 f"the question holds {marks} {AUDIO_MARK} mark{'s' * (marks > 1)} and the row {clips or 'no'} "
@@ -61,7 +73,17 @@ class AudioRow:
     @property
     def clips(self) -> tuple[str, ...]:
         """The row's audio ids, by clip number."""
-        return self.audio_id if isinstance(self.audio_id, tuple) else (self.audio_id,) if self.audio_id else ()
+        return _tuple(self.audio_id)
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """Its captions, by clip number."""
+        return _tuple(self.caption)
+
+    @property
+    def num_clips(self) -> int:
+        """How many clips it is about, be they files or texts."""
+        return len(self.clips or self.captions)
 
     @property
     def marks(self) -> int:
@@ -115,6 +137,20 @@ class RowSet:
             raise DataError(f"{', '.join(audio_id)}: {len(audio_id)} clips in a row, where rows of one are expected")
         return self.root / audio_id
 
+    def heard(self, row: AudioRow, hears: Hears = "audio") -> tuple[Path, ...] | tuple[str, ...]:
+        """What stands for a row's clips, by clip number: their files, or their captions.
+
+        Raises:
+            DataError: the row has clips, but not as these.
+        """
+        found = row.captions if hears == "text" else tuple(map(self.clip_path, row.clips))
+        if len(found) != row.num_clips:
+            has, lacks = ("an audio_id", "caption") if hears == "text" else ("a caption", "audio_id")
+            raise DataError(
+                f"the row has {has} and no {lacks}, and this stage hears {hears}: give it, or set stage.hears"
+            )
+        return found
+
     @property
     def stamp(self) -> tuple[str, int, int] | None:
         """(path, size, modification time) of the file behind the rows; None for rows in memory."""
@@ -128,8 +164,8 @@ def read_rows(path: str | Path, *, max_bad_share: float = 0.0, need_output: bool
     shared with data workers, and a row is parsed again when it is used. The file must not change meanwhile.
 
     Args:
-        path: fields are those of `AudioRow`. `instruction`, `audio_id` and `output` must be there, `audio_id` may be
-            a list, empty or null (a row without a clip), `input` null; no other field may be.
+        path: fields are those of `AudioRow`. `instruction`, `audio_id` (or `caption`) and `output` must be there, the
+            clips may be a list, empty or null (a row without a clip), `input` null; no other field may be.
         max_bad_share: share of the rows that may be bad and are left out.
         need_output: False where rows hold questions alone.
 
@@ -219,13 +255,15 @@ def _parse(text: bytes, need_output: bool) -> AudioRow:
     if not isinstance(record, dict):
         raise _Bad("", f"is a JSON {type(record).__name__}, expected an object with {', '.join(_REQUIRED)}")
     for name in _REQUIRED:
+        if name == "audio_id" and "caption" in record:
+            record.setdefault(name, "")
         if name not in record and (need_output or name != "output"):
             raise _Bad(name, "is missing")
     for name, value in record.items():
         if name not in _FIELDS:
             raise _Bad(name, f"is not a field of a row; fields are {', '.join(_FIELDS)}")
-        if name == "audio_id" and isinstance(value, list):
-            record[name] = _clips(value)
+        if name in _LISTS and isinstance(value, list):
+            record[name] = _clips(name, value)
             continue
         expected = dict if name == "meta" else str
         if not isinstance(value, expected) and not (value is None and name in _NULLABLE):
@@ -238,12 +276,16 @@ def _parse(text: bytes, need_output: bool) -> AudioRow:
         raise _Bad("", str(e)) from None
 
 
-def _clips(paths: list[Any]) -> str | tuple[str, ...]:
-    """A list of audio ids as a row holds it: one clip is no list."""
-    for path in paths:
-        if not (isinstance(path, str) and path):
-            raise _Bad("audio_id", f"holds {path!r}, expected the path of a clip")
-    return tuple(paths) if len(paths) > 1 else "".join(paths)
+def _clips(name: str, given: list[Any]) -> str | tuple[str, ...]:
+    """A list of audio ids or captions as a row holds it: one clip is no list."""
+    for each in given:
+        if not (isinstance(each, str) and each):
+            raise _Bad(name, f"holds {each!r}, expected {'the path' if name == 'audio_id' else 'the text'} of a clip")
+    return tuple(given) if len(given) > 1 else "".join(given)
+
+
+def _tuple(given: str | tuple[str, ...]) -> tuple[str, ...]:
+    return given if isinstance(given, tuple) else (given,) if given else ()
 
 
 def _lines(data: mmap.mmap) -> Iterator[tuple[int, int, int]]:

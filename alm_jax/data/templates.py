@@ -31,7 +31,7 @@ class Template:
         A clip stands where its `<audio>` mark does; the clips of a row without marks stand where the template has its
         mark, or else before the prompt.
         """
-        unmarked = "" if row.marks else AUDIO_MARK * len(row.clips)
+        unmarked = "" if row.marks else AUDIO_MARK * row.num_clips
         template = self.with_input if row.input else self.no_input
         if AUDIO_MARK not in template:
             template = AUDIO_MARK + template

@@ -27,6 +27,7 @@ from alm_jax.models.encoders.clap import ClapEncoderConfig
 from alm_jax.models.encoders.whisper import WhisperConfig
 from alm_jax.models.features import AlignerText, Features
 from alm_jax.models.registry import module_of
+from alm_jax.models.santa import SantaConfig
 from alm_jax.models.vision import Vision, VisionConfig
 
 FrontendConfig = KaldiFbank | WhisperLogMel | LibrosaLogMel
@@ -41,30 +42,29 @@ class AlmConfig:
 
     Attributes:
         frontend: waveform to frames, done where audio is loaded. encoder: frames to features; None if batches already
-            hold features (frozen encoders, computed once). aligner: features to tokens. All three are None in a model
-            that does not listen. decoder: the language model; None in a stage that trains the aligner without one.
+            hold features (frozen encoders, computed once). aligner: features to tokens. decoder: the language model;
+            None in a stage that trains the aligner without one.
         taps: encoder layers that the aligner reads (`Whisper.__call__`); None for the encoder's own output.
         pool: encoder steps averaged into one before the aligner.
         indicators: learnt vectors that a layout may place before a clip (APT's `[AUDIO]`).
         vision: what turns images into tokens of the same decoder, or None.
+        santa: how clips are drawn towards a memory of texts when the model is asked with one; None for never.
     """
 
-    frontend: FrontendConfig | None
+    frontend: FrontendConfig
     encoder: EncoderConfig | None
-    aligner: AlignerConfig | None
+    aligner: AlignerConfig
     decoder: DecoderConfig | None
     taps: tuple[int, ...] | None = None
     pool: int = 1
     indicators: int = 0
     vision: VisionConfig | None = None
+    santa: SantaConfig | None = None
 
     def __post_init__(self):
-        if self.aligner is None:
-            if self.encoder is not None or self.vision is None:
-                raise ConfigError("a model without an aligner has no encoder, and sees: give vision, or an aligner")
-        elif self.decoder is not None and self.aligner.out_dim != self.decoder.dim:
+        if self.decoder is not None and self.aligner.out_dim != self.decoder.dim:
             raise ConfigError(f"aligner.out_dim {self.aligner.out_dim} differs from decoder.dim {self.decoder.dim}")
-        elif self.encoder is not None and self.encoder.dim != self.aligner.dim:
+        if self.encoder is not None and self.encoder.dim != self.aligner.dim:
             raise ConfigError(f"aligner.dim {self.aligner.dim} differs from encoder.dim {self.encoder.dim}")
         if self.vision is not None and (self.decoder is None or self.vision.aligner.out_dim != self.decoder.dim):
             raise ConfigError(
@@ -72,10 +72,13 @@ class AlmConfig:
                 f"decoder.dim {self.decoder and self.decoder.dim}"
             )
 
+        if self.santa is not None and self.aligner.feature_shape[:2] != (1, 1):
+            raise ConfigError("santa moves a clip's one embedding; this model's aligner reads more of it: leave it out")
+
     @property
     def audio_tokens(self) -> int:
         """Aligner tokens of one slot."""
-        return 0 if self.aligner is None else self.aligner.tokens
+        return self.aligner.tokens
 
     @property
     def image_tokens(self) -> int:
@@ -94,7 +97,7 @@ class AudioLanguageModel(nnx.Module):
     def __init__(self, config: AlmConfig, key: jax.Array):
         keys = jax.random.split(key, 4)
         self.encoder = None if config.encoder is None else module_of(config.encoder)(config.encoder, keys[0])
-        self.aligner = None if config.aligner is None else module_of(config.aligner)(config.aligner, keys[1])
+        self.aligner = module_of(config.aligner)(config.aligner, keys[1])
         self.decoder = None if config.decoder is None else module_of(config.decoder)(config.decoder, keys[2])
         if config.indicators and config.decoder is not None:
             shape = (config.indicators, config.decoder.dim)
@@ -120,9 +123,7 @@ class AudioLanguageModel(nnx.Module):
     def heard(self, batch: Batch, dtype: jnp.dtype = jnp.float32, key: jax.Array | None = None) -> jax.Array:
         """The aligner tokens [B, A * T, D] of a batch with audio."""
         text = None if batch.aligner_tokens is None else AlignerText(batch.aligner_tokens, batch.aligner_mask)
-        # Ids of texts that stand for clips are exact as they are.
-        audio = batch.audio if jnp.issubdtype(batch.audio.dtype, jnp.integer) else batch.audio.astype(dtype)
-        return self.audio_tokens(audio, text, key).astype(dtype)
+        return self.audio_tokens(in_dtype(batch.audio, dtype), text, key).astype(dtype)
 
     def seen(self, batch: Batch, dtype: jnp.dtype = jnp.float32, key: jax.Array | None = None) -> jax.Array:
         """The aligner tokens [B, I * T, D] of a batch with images."""
@@ -164,6 +165,11 @@ class AudioLanguageModel(nnx.Module):
 def build(config: AlmConfig, key: jax.Array) -> AudioLanguageModel:
     """A model with random weights; under `core.tree.abstract` one without memory."""
     return AudioLanguageModel(config, key)
+
+
+def in_dtype(windows: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Windows of clips in the compute dtype; ids of texts that stand for clips are exact as they are."""
+    return windows if jnp.issubdtype(windows.dtype, jnp.integer) else windows.astype(dtype)
 
 
 def _at(index: jax.Array) -> jax.Array:

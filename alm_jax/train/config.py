@@ -12,6 +12,7 @@ from alm_jax.core.precision import Precision, default_precision
 from alm_jax.core.sequence import Layout
 from alm_jax.data.composed import Scenes
 from alm_jax.data.plan import DataSpec
+from alm_jax.data.rows import Hears
 from alm_jax.data.templates import ALPACA_SHORT, Template
 from alm_jax.models.alm import AlmConfig
 from alm_jax.models.registry import named_config
@@ -74,6 +75,8 @@ class Stage:
         loss_group, micro_batch: see `train.step.make_step`.
         validation: None for none.
         features: `live` runs the encoder in every step; `cached` computes its features once (it may not train).
+        hears: the rows' clips, or in their place their captions, for encoders that read text too (training on text
+            alone).
         init_from: where parameters begin, before the experiment's `weights`; the first that has one gives it, and what
             none has begins at random.
         drop: patterns of parameters of the previous stage or of a run that are left behind; any other without a place
@@ -93,6 +96,7 @@ class Stage:
     micro_batch: int | None = None
     validation: Validation | None = None
     features: Literal["live", "cached"] = "live"
+    hears: Hears = "audio"
     init_from: tuple[Weights, ...] = (Weights("*", PREVIOUS),)
     drop: tuple[str, ...] = ()
 
@@ -160,6 +164,7 @@ class Experiment:
         name: for people. model: the system's parts. layout, template: how a row becomes positions.
         tokenizer: a name or path as for weights, or one to be trained.
         aligner_tokenizer: the same for an aligner that reads text (`layout.aligner_text_tokens`), else None.
+        encoder_tokenizer: the same for an encoder that reads text (`Stage.hears`), else None.
         weights: pretrained sources. stages: in order.
         mesh: devices along each axis. precision: None chooses by the device.
         seed: of random weights and dropout; the order of data has its own (`data.seed`).
@@ -171,6 +176,7 @@ class Experiment:
     tokenizer: str | TrainTokenizer
     stages: tuple[Stage, ...]
     aligner_tokenizer: str | TrainTokenizer | None = None
+    encoder_tokenizer: str | TrainTokenizer | None = None
     template: Template = ALPACA_SHORT
     weights: tuple[Weights, ...] = ()
     mesh: MeshConfig = field(default_factory=MeshConfig)
@@ -184,7 +190,8 @@ class Experiment:
             raise ConfigError(f"stages are named {names}; expected one at least, each with its own name")
         if any(source.source == PREVIOUS for source in self.weights):
             raise ConfigError("weights name 'previous'; only a stage's init_from can")
-
+        for stage in self.stages:
+            _check_hearing(self, stage)
         reads = any(self.stage_layout(stage).aligner_text_tokens for stage in self.stages)
         if reads != (self.aligner_tokenizer is not None):
             raise ConfigError(
@@ -205,6 +212,20 @@ class Experiment:
     def stage_precision(self) -> Precision:
         """Dtypes of the run on this machine."""
         return self.precision or default_precision()
+
+
+def _check_hearing(experiment: Experiment, stage: Stage) -> None:
+    """Raise ConfigError where a stage hears texts that nothing reads."""
+    if stage.hears == "audio":
+        return
+    if experiment.encoder_tokenizer is None:
+        raise ConfigError(
+            f"stage {stage.name!r} hears text, and encoder_tokenizer is None: name the encoder's tokenizer"
+        )
+    if getattr(experiment.stage_model(stage).encoder, "vocab_size", None) is None:
+        raise ConfigError(
+            f"stage {stage.name!r} hears text, and its encoder reads none: give a clap_encoder with towers 'both'"
+        )
 
 
 def run_config(experiment: Experiment) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""Frozen encoder features, computed once for all clips of a stage and kept between runs; `data.features` reads them."""
+"""Frozen encoder features, computed once for all clips of a stage (or texts in their place) and kept between runs;
+`data.features` reads them."""
 
 from __future__ import annotations
 
@@ -18,14 +19,16 @@ from jax.sharding import NamedSharding, PartitionSpec
 from alm_jax.core import tree
 from alm_jax.core.sequence import Layout
 from alm_jax.core.tree import Arrays
-from alm_jax.data.features import FeatureStore, FeatureWriter, audio_sha256, feature_key
+from alm_jax.data.captions import Captions
+from alm_jax.data.features import FeatureStore, FeatureWriter, audio_sha256, feature_key, text_sha256
 from alm_jax.data.layout import row_lengths
-from alm_jax.data.pipeline import DataPipeline
+from alm_jax.data.pipeline import DataPipeline, FrontEnd
 from alm_jax.data.plan import DataSpec, Plan
 from alm_jax.data.plan import Source as RowSource
 from alm_jax.data.rows import AudioRow, RowSet
 from alm_jax.data.templates import Template
 from alm_jax.data.tokenizer import Tokenizer
+from alm_jax.models.alm import in_dtype
 from alm_jax.train.batches import data_process, meet, place
 from alm_jax.train.metrics import Progress
 from alm_jax.train.weights import StageModel
@@ -39,9 +42,11 @@ class Hearing:
     """How rows are read while features are computed: as in training.
 
     Attributes:
-        template, layout, tokenizer: of the experiment. batch_size, workers, max_bad_share: of the loader.
+        audio: what clips, or texts, go through. template, layout, tokenizer: of the experiment.
+        batch_size, workers, max_bad_share: of the loader.
     """
 
+    audio: FrontEnd | Captions
     template: Template
     layout: Layout
     tokenizer: Tokenizer
@@ -51,7 +56,7 @@ class Hearing:
 
 
 def compute_features(
-    clips: Iterable[Path],
+    clips: Iterable[Path] | Iterable[str],
     model: StageModel,
     encoder: Arrays,
     hearing: Hearing,
@@ -59,7 +64,7 @@ def compute_features(
     progress: Progress,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> FeatureStore | None:
-    """The store of the features [K, T, D] of all clips, computed where it is not in `cache` yet.
+    """The store of the features [K, T, D] of all clips (files, or texts), computed where it is not in `cache` yet.
 
     Clips of equal bytes are encoded once. A clip that cannot be read is named in the log and left out, so that its rows
     count as bad in training. A killed run goes on from the last part that was written.
@@ -69,9 +74,9 @@ def compute_features(
         should_stop: asked between batches; where it says yes the result is None.
     """
     weights = _fingerprint(model, encoder)
-    frontend, taps = model.config.frontend, model.config.taps or ()
+    taps = model.config.taps or ()
     keys = {
-        path: feature_key(digest, frontend=frontend, weights=weights, taps=taps, dtype=DTYPE)
+        path: feature_key(digest, frontend=hearing.audio, weights=weights, taps=taps, dtype=DTYPE)
         for path, digest in _digests(sorted(set(clips)), progress).items()
     }
     folder = cache / "features" / weights[:16]
@@ -96,12 +101,12 @@ def _name(parts: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
 
 
-def _digests(clips: Sequence[Path], progress: Progress) -> dict[Path, str]:
+def _digests(clips: Sequence[Path | str], progress: Progress) -> dict[Path | str, str]:
     """sha256 of each clip that can be read."""
 
-    def digest(path: Path) -> str | Exception:
+    def digest(clip: Path | str) -> str | Exception:
         try:
-            return audio_sha256(path)
+            return text_sha256(clip) if isinstance(clip, str) else audio_sha256(clip)
         except Exception as error:  # a thread's error is reported where it is collected
             return error
 
@@ -164,7 +169,7 @@ def _encoder(model: StageModel) -> Callable[[Arrays, tuple[Any, Any]], tuple[jax
     def encode(arrays: Arrays, batch: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         audio, loss_weight = batch
         encoder = tree.unflatten(like, {path.removeprefix("encoder."): leaf for path, leaf in arrays.items()})
-        features = encoder(audio[:, 0].astype(dtype), config.taps, config.pool)
+        features = encoder(in_dtype(audio[:, 0], dtype), config.taps, config.pool)
         return jnp.moveaxis(features.values, 0, 1).astype(DTYPE), (loss_weight > 0).any(-1)
 
     return jax.jit(encode, out_shardings=(everywhere, everywhere))
@@ -182,10 +187,12 @@ def _merge(stores: Sequence[FeatureStore], keys: dict[Path, str], path: Path, sh
                 writer.link(clip, key)
 
 
-def _clip_batches(clips: Sequence[Path], model: StageModel, hearing: Hearing) -> DataPipeline:
+def _clip_batches(clips: Sequence[Path | str], model: StageModel, hearing: Hearing) -> DataPipeline:
     """A pipeline whose rows are the clips, in order: what training would hear, loaded the same way."""
     # A row that cannot be heard is left without loss: so every row needs some.
-    rows = [AudioRow(instruction="-", output="-", audio_id=str(clip.resolve())) for clip in clips]
+    texts = isinstance(hearing.audio, Captions)
+    clip_of = lambda clip: {"caption": clip} if texts else {"audio_id": str(clip.resolve())}
+    rows = [AudioRow(instruction="-", output="-", **clip_of(clip)) for clip in clips]
     config = model.config
     index, count = data_process(model.mesh, hearing.batch_size)
     length = row_lengths(
@@ -206,8 +213,9 @@ def _clip_batches(clips: Sequence[Path], model: StageModel, hearing: Hearing) ->
         template=hearing.template,
         layout=hearing.layout,
         tokenizer=hearing.tokenizer,
-        audio=config.frontend,
+        audio=hearing.audio,
         audio_tokens=config.audio_tokens,
+        hears="text" if texts else "audio",
         process_index=index,
         process_count=count,
     )

@@ -17,10 +17,11 @@ from alm_jax.convert import hub
 from alm_jax.core.cache import cache_dir
 from alm_jax.core.errors import ConfigError
 from alm_jax.core.sequence import Layout
+from alm_jax.data.captions import Captions
 from alm_jax.data.composed import Scenes
-from alm_jax.data.pipeline import DataPipeline, make_pipeline
+from alm_jax.data.pipeline import DataPipeline, FrontEnd, make_pipeline
 from alm_jax.data.plan import DataSpec, Source
-from alm_jax.data.rows import read_rows
+from alm_jax.data.rows import Hears, read_rows
 from alm_jax.data.tasks.source import Tasks
 from alm_jax.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from alm_jax.models.alm import AlmConfig
@@ -31,15 +32,17 @@ from alm_jax.train.metrics import Progress
 _TOKENIZER_ROWS = 50_000  # rows that a tokenizer is trained on at most
 
 
-TOKENIZER, ALIGNER_TOKENIZER = "tokenizer", "aligner_tokenizer"  # folders of a run
+TOKENIZER, ALIGNER_TOKENIZER, ENCODER_TOKENIZER = "tokenizer", "aligner_tokenizer", "encoder_tokenizer"
+"""Folders of a run."""
 
 
 @dataclass(frozen=True)
 class Tokenizers:
-    """A run's tokenizers: the decoder's, and that of an aligner that reads text."""
+    """A run's tokenizers: the decoder's, and those of an aligner and of an encoder that read text."""
 
     decoder: Tokenizer
     aligner: Tokenizer | None = None
+    encoder: Tokenizer | None = None
 
 
 def located(spec: DataSpec, progress: Progress) -> DataSpec:
@@ -71,21 +74,30 @@ def pipeline(
     tokenizers: Tokenizers,
     mesh: Mesh,
     progress: Progress,
+    hears: Hears = "audio",
 ) -> DataPipeline:
-    """The pipeline of a spec for this process, hearing clips through the model's front end."""
+    """The pipeline of a spec for this process."""
     index, count = data_process(mesh, spec.batch_size)
     return make_pipeline(
         located(spec, progress),
         template=experiment.template,
         layout=layout,
         tokenizer=tokenizers.decoder,
-        audio=config.frontend,
+        audio=front_end(config, tokenizers, hears),
         audio_tokens=config.audio_tokens,
+        hears=hears,
         aligner_tokenizer=tokenizers.aligner if layout.aligner_text_tokens else None,
         cache_dir=cache_dir() / "lengths",
         process_index=index,
         process_count=count,
     )
+
+
+def front_end(config: AlmConfig, tokenizers: Tokenizers, hears: Hears) -> FrontEnd | Captions:
+    """What clips go through, or the texts in their place."""
+    if hears == "audio":
+        return config.frontend
+    return Captions(tokenizers.encoder, config.encoder.text_tokens, config.encoder.text_gap)
 
 
 def prepare_tokenizers(experiment: Experiment, run: Path, progress: Progress) -> Tokenizers:
@@ -96,11 +108,12 @@ def prepare_tokenizers(experiment: Experiment, run: Path, progress: Progress) ->
     """
     decoder = _prepared(experiment, experiment.tokenizer, run / TOKENIZER, progress)
     _check_ids(decoder, "tokenizer", "decoder", experiment.model.decoder)
-    if experiment.aligner_tokenizer is None:
-        return Tokenizers(decoder)
-    aligner = _prepared(experiment, experiment.aligner_tokenizer, run / ALIGNER_TOKENIZER, progress)
-    _check_ids(aligner, "aligner_tokenizer", "aligner", experiment.model.aligner)
-    return Tokenizers(decoder, aligner)
+    readers = {}
+    for part, name in (("aligner", ALIGNER_TOKENIZER), ("encoder", ENCODER_TOKENIZER)):
+        if (made_from := getattr(experiment, name)) is not None:
+            readers[part] = _prepared(experiment, made_from, run / name, progress)
+            _check_ids(readers[part], name, part, getattr(experiment.model, part))
+    return Tokenizers(decoder, **readers)
 
 
 def _prepared(experiment: Experiment, made_from: str | TrainTokenizer, folder: Path, progress: Progress) -> Tokenizer:
@@ -133,3 +146,4 @@ def _texts(experiment: Experiment, progress: Progress) -> Iterator[str]:
     for source in sources:
         for row in read_rows(source.rows, max_bad_share=1.0).rows:
             yield experiment.template.prompt(row.instruction, row.input) + row.output
+            yield from row.captions

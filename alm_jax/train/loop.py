@@ -73,8 +73,8 @@ def run_stage(session: Session, index: int) -> StageResult:
     folder = session.run.stage(index, stage.name)
     layout = experiment.stage_layout(stage)
     reading = (experiment, layout, model.config, session.tokenizers, model.mesh, session.progress)
-    training = inputs.pipeline(stage.data, *reading)
-    validation = stage.validation and inputs.pipeline(replace(stage.validation.data, last="pad"), *reading)
+    training = inputs.pipeline(stage.data, *reading, stage.hears)
+    validation = stage.validation and inputs.pipeline(replace(stage.validation.data, last="pad"), *reading, stage.hears)
     total = stage.total_steps(training.plan.steps_per_epoch)
     start = _start(session, index, folder, model, total)
 
@@ -157,18 +157,20 @@ def _origins(origin: dict[str, str]) -> str:
 
 def _features(session: Session, model: StageModel, start: Start, pipelines: Sequence[DataPipeline]) -> Any:
     """The store of encoder features of all clips that the pipelines may hear; None if asked to stop meanwhile."""
+    stage, experiment = model.stage, session.experiment
+    data = stage.data
     clips = {
-        rows.clip_path(clip)
+        clip
         for pipeline in pipelines
         for rows in pipeline.rowsets
         for row in rows.rows
-        for clip in row.clips
+        for clip in (row.captions if stage.hears == "text" else map(rows.clip_path, row.clips))
     }
-    data, experiment = model.stage.data, session.experiment
     encoder = {path: leaf for path, leaf in start.frozen.items() if path.startswith("encoder.")}
     hearing = Hearing(
+        inputs.front_end(model.config, session.tokenizers, stage.hears),
         experiment.template,
-        experiment.stage_layout(model.stage),
+        experiment.stage_layout(stage),
         session.tokenizers.decoder,
         data.batch_size,
         data.workers,

@@ -192,7 +192,7 @@ def plan(experiment: Experiment, topology: Topology, stages: Sequence[str] = ())
 def _seen_by_compiler(stage: Stage) -> tuple[Any, ...]:
     """What of a stage, beside its model, makes a difference to the compiled step's memory."""
     data, optim = stage.data, replace(stage.optim, learning_rate=1.0, warmup_steps=0)
-    step = (stage.trainable, optim, stage.objective, stage.loss_group, stage.micro_batch, stage.features)
+    step = (stage.trainable, optim, stage.objective, stage.loss_group, stage.micro_batch, stage.features, stage.hears)
     return (*step, data.batch_size, data.buckets[-1])
 
 
@@ -265,7 +265,10 @@ def abstract_batch(config: AlmConfig, stage: Stage, mesh: Mesh, aligner_length: 
     none = np.zeros(0)
     shapes = collate([Row(*(none,) * 6)] * rows, length, slots=1, aligner_length=aligner_length)
     dtype = jnp.dtype(FEATURE_DTYPE if config.encoder is None else jnp.float32)
-    shapes = replace(shapes, audio=jax.ShapeDtypeStruct((rows, 1, *config.audio_shape), dtype))
+    window = config.audio_shape
+    if stage.hears == "text" and config.encoder is not None:
+        window, dtype = (config.encoder.text_tokens,), jnp.int32
+    shapes = replace(shapes, audio=jax.ShapeDtypeStruct((rows, 1, *window), dtype))
     place = batch_sharding(mesh)
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes)
 

@@ -46,7 +46,8 @@ def test_rows_have_the_fields_of_ltu():
     rows = make_rows(TWO, "scenes/000001.flac", QUESTION_KINDS, 0, vocabulary=VOCABULARY)
     assert [row["task"] for row in rows] == list(QUESTION_KINDS)
     for row in rows:
-        assert list(row) == ["instruction", "input", "audio_id", "dataset", "task", "output", "meta"]
+        assert list(row) == ["instruction", "input", "audio_id", "caption", "dataset", "task", "output", "meta"]
+        assert row["caption"] == rows[1]["output"].removeprefix("Audio caption: ") != ""
         assert (row["input"], row["audio_id"], row["dataset"]) == ("", "scenes/000001.flac", "scenes")
         assert row["instruction"] and row["output"] and "{" not in row["instruction"]
         assert json.loads(json.dumps(row)) == row

@@ -49,6 +49,27 @@ def test_reads_every_field_in_both_forms(tmp_path, lines):
     assert list(copy.rows) == list(rows.rows)
 
 
+def test_texts_stand_for_clips(tmp_path):
+    records = [
+        {"instruction": "What?", "caption": "A dog barks.", "output": "dog"},
+        GOOD | {"caption": "Rain."},
+        {"instruction": "<audio> or <audio>?", "caption": ["A cat.", "A dog."], "output": "cat"},
+        {"instruction": "Why?", "audio_id": None, "caption": None, "output": "So."},
+    ]
+    rows = read_rows(write(tmp_path / "rows.json", records))
+    assert [row.num_clips for row in rows] == [1, 1, 2, 0]
+    assert [rows.heard(row, "text") for row in rows] == [("A dog barks.",), ("Rain.",), ("A cat.", "A dog."), ()]
+    assert rows.heard(rows[1]) == (tmp_path / "a.wav",)  # it has both
+    kinds = [Audio, Text, Audio, Text, Text]
+    assert [type(part) for part in PLAIN.parts(rows[2])] == kinds
+    with pytest.raises(DataError, match="the row has a caption and no audio_id, and this stage hears audio"):
+        rows.heard(rows[0])
+    with pytest.raises(DataError, match="has an audio_id and no caption, and this stage hears text"):
+        rows.heard(AudioRow("What?", audio_id="a.wav"), "text")
+    with pytest.raises(DataError, match="1 clips and 2 captions; give one caption a clip"):
+        AudioRow("What?", audio_id="a.wav", caption=("Rain.", "A dog."))
+
+
 def test_windows_may_cut_rows_anywhere(tmp_path, monkeypatch):
     records = [GOOD | {"output": f"é{i} " * (i % 7), "meta": {"n": [i, 1.5]}} for i in range(50)]
     path = write(tmp_path / "rows.json", records)

@@ -281,7 +281,8 @@ def test_written_scenes_are_the_composed_ones(clips, tmp_path):
         assert rate == RATE and np.abs(samples - again.waveform).max() <= 1 / 32768  # 16 bit
     rows = json.loads(path.read_text())
     assert {row["audio_id"] for row in rows} == {audio_id for audio_id, _ in scenes}
-    assert {tuple(row) for row in rows} == {("instruction", "input", "audio_id", "dataset", "task", "output", "meta")}
+    fields = ("instruction", "input", "audio_id", "caption", "dataset", "task", "output", "meta")
+    assert {tuple(row) for row in rows} == {fields}
     assert len({scene.seed for _, scene in scenes}) == 4
     assert not list(tmp_path.glob("**/.*"))  # no partial file is left
 

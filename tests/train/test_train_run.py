@@ -246,7 +246,9 @@ def test_features_go_on_from_the_last_part(done, caches, monkeypatch, tmp_path):
     assert isinstance(source, Scenes)
     clips = sorted((source.write(cache_dir()).parent / "scenes").glob("*.flac"))[:6]
     tokenizer = load_tokenizer(out / "tokenizer")
-    hearing = features.Hearing(experiment.template, experiment.layout, tokenizer, 2, workers=0, max_bad_share=0.0)
+    hearing = features.Hearing(
+        experiment.model.frontend, experiment.template, experiment.layout, tokenizer, 2, workers=0, max_bad_share=0.0
+    )
     monkeypatch.setattr(features, "_PART", 1)
     progress, asked = Progress(None, show=False), []
 

@@ -20,7 +20,7 @@ from alm_jax.core.sequence import Audio, Batch, Row, Text, collate
 from alm_jax.data.layout import lay_out
 from alm_jax.data.tokenizer import load_tokenizer
 from alm_jax.infer.sampling import Sampling
-from alm_jax.models import mats
+from alm_jax.models import mats, santa
 from alm_jax.models.aligners.mapper import add_noise, unit
 from alm_jax.models.alm import AlmConfig, build
 from alm_jax.models.features import Features
@@ -185,7 +185,7 @@ class _Santa(_Fixture):
     def __init__(self, prefix: Path):
         super().__init__(prefix)
         told = self.sizes["memory"]
-        self.config = mats.SantaConfig(
+        self.config = santa.SantaConfig(
             memory=told["M"],
             clusters=told["K"],
             iterations=told["iters"],
@@ -201,15 +201,15 @@ class _Santa(_Fixture):
         return jax.jit(lambda model, x: model.encoder(x).values[0, :, 0])(self.model, frames)
 
     @cached_property
-    def memory(self) -> mats.Memory:
-        return mats.cluster(
+    def memory(self) -> santa.Memory:
+        return santa.cluster(
             jnp.asarray(self.io["bank_used"]), jnp.asarray(self.io["init_center_idx"]), self.config.iterations
         )
 
     @cached_property
-    def found(self) -> mats.Retrieved:
+    def found(self) -> santa.Retrieved:
         clips, noise = jnp.asarray(self.io["clap_audio_embed"]), jnp.asarray(self.io["noise"])
-        return mats.retrieve(clips, self.memory, self.config, noise)
+        return santa.retrieve(clips, self.memory, self.config, noise)
 
     def bank(self):
         return unit(jnp.asarray(self.io["bank_after_shuffle"]))[: self.config.memory]

@@ -9,17 +9,25 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from alm_jax.models.clap import AudioTower, ClapConfig, TextTower
+from alm_jax.models.clap import TEXT_LENGTH, AudioTower, ClapConfig, TextTower
+from alm_jax.models.decoders.gpt2 import Gpt2Config
 from alm_jax.models.features import Features
 
 
 @dataclass(frozen=True)
 class ClapEncoderConfig:
-    """A CLAP and which of its towers are there: `audio` hears clips, `text` reads texts that stand for them (training
-    on text alone), and `both` do what they are given."""
+    """A CLAP and which of its towers are there.
+
+    Attributes:
+        clap: the whole of it.
+        towers: `audio` hears clips, `text` reads texts that stand for them (training on text alone), `both` do what
+            they are given.
+        text_tokens: longest text, special tokens counted; a longer one loses its end.
+    """
 
     clap: ClapConfig = ClapConfig()
     towers: Literal["audio", "text", "both"] = "audio"
+    text_tokens: int = TEXT_LENGTH
 
     @property
     def dim(self) -> int:
@@ -40,6 +48,11 @@ class ClapEncoderConfig:
     def vocab_size(self) -> int | None:
         """Ids that the text tower reads; None if it is not there."""
         return None if self.towers == "audio" else self.clap.text.vocab_size
+
+    @property
+    def text_gap(self) -> str:
+        """What stands between a text and its ending: MS-CLAP's texts end in ` <|endoftext|>`."""
+        return " " if isinstance(self.clap.text, Gpt2Config) else ""
 
 
 class ClapEncoder(nnx.Module):
