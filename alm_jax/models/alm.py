@@ -42,8 +42,8 @@ class AlmConfig:
 
     Attributes:
         frontend: waveform to frames, done where audio is loaded. encoder: frames to features; None if batches already
-            hold features (frozen encoders, computed once). aligner: features to tokens. decoder: the language model;
-            None in a stage that trains the aligner without one.
+            hold features (frozen encoders, computed once). aligner: features to tokens. All three are None in a model
+            that does not listen. decoder: the language model; None in a stage that trains the aligner without one.
         taps: encoder layers that the aligner reads (`Whisper.__call__`); None for the encoder's own output.
         pool: encoder steps averaged into one before the aligner.
         indicators: learnt vectors that a layout may place before a clip (APT's `[AUDIO]`).
@@ -51,9 +51,9 @@ class AlmConfig:
         santa: how clips are drawn towards a memory of texts when the model is asked with one; None for never.
     """
 
-    frontend: FrontendConfig
+    frontend: FrontendConfig | None
     encoder: EncoderConfig | None
-    aligner: AlignerConfig
+    aligner: AlignerConfig | None
     decoder: DecoderConfig | None
     taps: tuple[int, ...] | None = None
     pool: int = 1
@@ -62,9 +62,12 @@ class AlmConfig:
     santa: SantaConfig | None = None
 
     def __post_init__(self):
-        if self.decoder is not None and self.aligner.out_dim != self.decoder.dim:
+        if self.aligner is None:
+            if self.encoder is not None or self.vision is None:
+                raise ConfigError("a model without an aligner has no encoder, and sees: give vision, or an aligner")
+        elif self.decoder is not None and self.aligner.out_dim != self.decoder.dim:
             raise ConfigError(f"aligner.out_dim {self.aligner.out_dim} differs from decoder.dim {self.decoder.dim}")
-        if self.encoder is not None and self.encoder.dim != self.aligner.dim:
+        elif self.encoder is not None and self.encoder.dim != self.aligner.dim:
             raise ConfigError(f"aligner.dim {self.aligner.dim} differs from encoder.dim {self.encoder.dim}")
         if self.vision is not None and (self.decoder is None or self.vision.aligner.out_dim != self.decoder.dim):
             raise ConfigError(
@@ -72,13 +75,13 @@ class AlmConfig:
                 f"decoder.dim {self.decoder and self.decoder.dim}"
             )
 
-        if self.santa is not None and self.aligner.feature_shape[:2] != (1, 1):
+        if self.santa is not None and (self.aligner is None or self.aligner.feature_shape[:2] != (1, 1)):
             raise ConfigError("santa moves a clip's one embedding; this model's aligner reads more of it: leave it out")
 
     @property
     def audio_tokens(self) -> int:
         """Aligner tokens of one slot."""
-        return self.aligner.tokens
+        return 0 if self.aligner is None else self.aligner.tokens
 
     @property
     def image_tokens(self) -> int:
@@ -97,7 +100,7 @@ class AudioLanguageModel(nnx.Module):
     def __init__(self, config: AlmConfig, key: jax.Array):
         keys = jax.random.split(key, 4)
         self.encoder = None if config.encoder is None else module_of(config.encoder)(config.encoder, keys[0])
-        self.aligner = module_of(config.aligner)(config.aligner, keys[1])
+        self.aligner = None if config.aligner is None else module_of(config.aligner)(config.aligner, keys[1])
         self.decoder = None if config.decoder is None else module_of(config.decoder)(config.decoder, keys[2])
         if config.indicators and config.decoder is not None:
             shape = (config.indicators, config.decoder.dim)
