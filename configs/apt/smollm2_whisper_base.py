@@ -24,9 +24,11 @@ from alm_jax.models.aligners.qformer import PretrainingConfig, QFormerConfig
 from alm_jax.models.alm import AlmConfig
 from alm_jax.models.apt import ALIGNMENT_LAYOUT, LAYOUT
 from alm_jax.models.registry import CONFIGS
-from alm_jax.train.config import Experiment, LoopConfig, Stage, Weights
+from alm_jax.train.config import PREVIOUS, Experiment, LoopConfig, Stage, Weights
 from alm_jax.train.optim import OptimConfig
 
+WHISPER, SMOLLM2 = "openai/whisper-base", "HuggingFaceTB/SmolLM2-135M-Instruct"
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"  # BERT's word pieces
 FRAMES, POOL = 512, 8  # five seconds of Whisper's frames; a feature each 0.16 s
 STEPS, QUERIES = FRAMES // 2 // POOL, 4
 # Most labels have one clip; at one speed it would be learnt by heart.
@@ -37,7 +39,7 @@ OPTIONS = TaskConfig(FewShot(ways=4, shots=1, episodes=240), Reasoning(pairs=120
 LANGUAGE_LAYOUT = replace(LAYOUT, aligner_text_tokens=24)
 UNUSED = ("aligner.heads.*",)  # of alignment, in the stages after it
 LISTENING = ("aligner.*", "indicators")
-STEPS_ALIGN, STEPS_SINGLE, STEPS_SEVERAL = 200, 120, 90
+STEPS_ALIGN, STEPS_SINGLE, STEPS_SEVERAL = 150, 100, 75
 
 
 def scenes(n: int = SCENES, seed: int = 0, **options) -> Scenes:
@@ -69,7 +71,8 @@ def align() -> Stage:
 def language(name: str, steps: int, *groups: tuple[str, ...]) -> Stage:
     """Answers of the frozen language model."""
     optim = OptimConfig(2e-3, "cosine", 10, final_rate=2e-4)
-    return Stage(name, rows(8, *groups), LISTENING, optim, steps=steps, features="cached", drop=UNUSED)
+    begin = (Weights("*", PREVIOUS), Weights("decoder.*", SMOLLM2))
+    return Stage(name, rows(8, *groups), LISTENING, optim, steps=steps, features="cached", init_from=begin, drop=UNUSED)
 
 
 def single() -> Stage:
@@ -92,20 +95,17 @@ def get_config() -> Experiment:
             encoder=encoder,
             aligner=aligner,
             decoder=decoder,
-            taps=(4,),
+            taps=(5,),
             pool=POOL,
             indicators=1,
         ),
         layout=LANGUAGE_LAYOUT,
         template=CHATML,
-        tokenizer="HuggingFaceTB/SmolLM2-135M-Instruct",
-        aligner_tokenizer="sentence-transformers/all-MiniLM-L6-v2",
-        weights=(
-            Weights("encoder.*", "openai/whisper-base"),
-            Weights("decoder.*", "HuggingFaceTB/SmolLM2-135M-Instruct"),
-        ),
+        tokenizer=SMOLLM2,
+        aligner_tokenizer=MINILM,
+        weights=(Weights("encoder.*", WHISPER),),
         stages=(align(), single(), several("few_shot", "nlar")),
-        loop=LoopConfig(checkpoint_every=60, tensorboard=False),
+        loop=LoopConfig(checkpoint_every=25, tensorboard=False),
     )
 
 
