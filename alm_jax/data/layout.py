@@ -135,9 +135,9 @@ def row_lengths(
     *,
     audio_tokens: int,
     image_tokens: int = 0,
+    slots: Sequence[Sequence[int]] | None = None,
 ) -> np.ndarray:
-    """int32 [n]: `len(lay_out(parts, ...))` of many examples (one slot a clip), tokenized on all cores."""
-    room = {Audio: layout.indicators + audio_tokens, Image: image_tokens}
+    """int32 [n]: `len(lay_out(parts, ..., slots=slots[i]))` of many examples, tokenized on all cores."""
     layout = replace(layout, loss_on="all")  # labels do not change lengths, and cost a second tokenizing
     grouped = [_groups(parts, layout) for parts in examples]
     runs = tokenizer.encode_batch([_text(g) for groups in grouped for g in groups if isinstance(g, list)])
@@ -145,7 +145,12 @@ def row_lengths(
     for i, groups in enumerate(grouped):
         count = sum(isinstance(g, list) for g in groups)
         tokens = _assemble(groups, runs[at : at + count], layout, tokenizer)
-        lengths[i] = len(tokens.ids) + sum(room[type(part)] for _, part in tokens.placed)
+        lengths[i] = len(tokens.ids)
+        for _, part in tokens.placed:
+            if isinstance(part, Image):
+                lengths[i] += image_tokens
+            else:
+                lengths[i] += layout.indicators + audio_tokens * (1 if slots is None else slots[i][part.clip])
         at += count
     return lengths
 

@@ -9,14 +9,16 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from alm_jax.audio.frontend import KaldiFbank
 from alm_jax.audio.io import load_audio
+from alm_jax.audio.segments import Segments, longer, split
 from alm_jax.core.errors import AudioError, ConfigError, DataError
 from alm_jax.core.sequence import Batch, Layout, Row, collate
 from alm_jax.data.captions import Captions
@@ -74,16 +76,17 @@ class DataPipeline:
             features.
         hears: whether rows are heard by their files or their captions.
         audio_tokens: T, the aligner's tokens a slot.
-        clips: int [n] clips of each row, per source (`plan.measure`); None: one at most. A batch has as many slots as
-            its row of most clips, at least one if there is `audio`: rows of several clips cost others nothing where
-            they keep to their own batches (`mixing="one_source_per_batch"`).
+        slots: int [n] windows of each row, per source (`plan.measure`); None: one at most. A batch has as many slots
+            as its row of most, at least one if there is `audio`: rows of several cost others nothing where they keep to
+            their own batches (`mixing="one_source_per_batch"`).
         aligner_tokenizer: of an aligner that reads text; what it reads is as long in every batch as the layout says.
         augment: `augment(window, rng)` of each clip's window, random by the plan's seed; not with a store or texts.
         process_index, process_count: this process takes its block of consecutive rows of each global batch, so that
             the blocks in the processes' order are the planned batch.
 
     Raises:
-        ConfigError: the batch does not divide among the processes, or a store is to be augmented.
+        ConfigError: the batch does not divide among the processes, a store is to be augmented, or clips cannot be heard
+            in segments; rows take more slots than `max_slots`.
     """
 
     plan: Plan
@@ -94,7 +97,7 @@ class DataPipeline:
     audio: FrontEnd | Captions | FeatureStore | None
     audio_tokens: int
     hears: Hears = "audio"
-    clips: tuple[np.ndarray, ...] | None = None
+    slots: tuple[np.ndarray, ...] | None = None
     aligner_tokenizer: Tokenizer | None = None
     augment: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None
     process_index: int = 0
@@ -106,8 +109,18 @@ class DataPipeline:
             raise ConfigError(f"batch_size {size} does not divide among {self.process_count} processes")
         if self.augment is not None and isinstance(self.audio, FeatureStore | Captions):
             raise ConfigError("features and texts cannot be augmented: hear clips in the run, or leave augment out")
-        if self.audio is None and self._most_clips:
-            raise ConfigError(f"rows of {self._most_clips} clips need a front end or a feature store")
+        if self.audio is None and self._most_slots:
+            raise ConfigError(f"rows of {self._most_slots} clips need a front end or a feature store")
+        if self.plan.spec.segments > 1 and not isinstance(self.audio, KaldiFbank):
+            raise ConfigError(
+                f"data.segments is {self.plan.spec.segments}, and {type(self.audio).__name__} hears one window of a "
+                "clip: leave segments out (features='live' if they are cached, hears='audio' if texts stand for clips)"
+            )
+        if self._most_slots > (self.plan.spec.max_slots or self._most_slots):
+            raise ConfigError(
+                f"a row hears {self._most_slots} windows, data.max_slots is {self.plan.spec.max_slots}: raise it, "
+                "lower data.segments, or leave such rows out"
+            )
         if self.audio is not None and None in self._window:
             raise ConfigError(f"windows of {self._window} have no fixed shape: give the front end a number of frames")
 
@@ -179,41 +192,50 @@ class DataPipeline:
         laid_out = _EMPTY
         try:
             row = rows[index]
+            heard = rows.heard(row, self.hears)
+            counts = [1 if self._segments is None else self._segments(clip) for clip in heard]
             laid_out = lay_out(
                 self.template.parts(row),
                 self.layout,
                 self.tokenizer,
                 audio_tokens=self.audio_tokens,
+                slots=counts,
                 aligner_tokenizer=self.aligner_tokenizer,
             )
             rng = np.random.default_rng(seed)
-            heard = rows.heard(row, self.hears)
-            windows = [self._hear(heard[clip], rng) for clip in laid_out.clips]
+            clips = dict.fromkeys(laid_out.clips)
+            found = [window for clip in clips for window in self._hear(heard[clip], counts[clip], rng)]
         except (AudioError, DataError) as e:
             return replace(laid_out, loss_weight=np.zeros_like(laid_out.loss_weight)), f"{rows.name(index)}: {e}"
-        for slot, window in enumerate(windows):
+        for slot, window in enumerate(found):
             audio[slot] = window
         return laid_out, ""
 
-    def _hear(self, clip: Path | str, rng: np.random.Generator) -> np.ndarray:
+    def _hear(self, clip: Path | str, count: int, rng: np.random.Generator) -> Sequence[np.ndarray]:
+        """The windows of a clip."""
         if isinstance(self.audio, FeatureStore):
-            return self.audio.of_clip(clip)
+            return [self.audio.of_clip(clip)]
         if isinstance(self.audio, Captions):
-            return self.audio.numpy(clip)
-        wave, _ = load_audio(clip, sample_rate=self.audio.sample_rate, max_seconds=self.audio.max_seconds)
-        window = self.audio.numpy(wave)
-        return window if self.augment is None else self.augment(window, rng)
+            return [self.audio.numpy(clip)]
+        heard = self.audio if count == 1 else longer(self.audio, count)
+        wave, _ = load_audio(clip, sample_rate=heard.sample_rate, max_seconds=heard.max_seconds)
+        found = [self.audio.numpy(wave)] if count == 1 else split(self.audio, wave, count)
+        return found if self.augment is None else [self.augment(window, rng) for window in found]
 
     def _slots(self, planned: PlannedBatch) -> int:
         """A of a batch: the same on every process, since it is that of all processes' rows."""
-        if self.audio is None or self.clips is None:
+        if self.audio is None or self.slots is None:
             return int(self.audio is not None)
-        counts = (int(self.clips[source][row]) for source, row, _ in planned.entries if source >= 0)
+        counts = (int(self.slots[source][row]) for source, row, _ in planned.entries if source >= 0)
         return max([1, *counts])
 
     @property
-    def _most_clips(self) -> int:
-        return 1 if self.clips is None else max(int(counts.max()) for counts in self.clips)
+    def _most_slots(self) -> int:
+        return 1 if self.slots is None else max(int(counts.max()) for counts in self.slots)
+
+    @property
+    def _segments(self) -> Segments | None:
+        return Segments(self.audio, self.plan.spec.segments) if self.plan.spec.segments > 1 else None
 
     @property
     def _window(self) -> tuple[int, ...]:
@@ -228,7 +250,7 @@ class DataPipeline:
         spec = self.plan.spec
         rows = spec.batch_size // self.process_count
         window = int(np.prod(self._window)) * self._dtype.itemsize if self.audio is not None else 0
-        needed = rows * self._most_clips * window * spec.workers * (_AHEAD + 2)
+        needed = rows * self._most_slots * window * spec.workers * (_AHEAD + 2)
         folder = "/dev/shm"
         if os.path.isdir(folder) and shutil.disk_usage(folder).free < 2 * needed:
             _log.warning("%s is too small for %d MB of batches; workers copy them", folder, needed >> 20)
@@ -263,7 +285,13 @@ def make_pipeline(
             _log.warning("bad row left out: %s", bad)
     sizes = [
         measure(
-            rows, template=template, layout=layout, tokenizer=tokenizer, audio_tokens=audio_tokens, cache_dir=cache_dir
+            rows,
+            template=template,
+            layout=layout,
+            tokenizer=tokenizer,
+            audio_tokens=audio_tokens,
+            segments=Segments(audio, spec.segments) if spec.segments > 1 and isinstance(audio, KaldiFbank) else None,
+            cache_dir=cache_dir,
         )
         for rows in rowsets
     ]
@@ -276,7 +304,7 @@ def make_pipeline(
         audio=audio,
         audio_tokens=audio_tokens,
         hears=hears,
-        clips=tuple(each.clips for each in sizes),
+        slots=tuple(each.slots for each in sizes),
         aligner_tokenizer=aligner_tokenizer,
         augment=augment,
         process_index=process_index,

@@ -12,24 +12,27 @@ import os
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from alm_jax.audio.segments import Segments
 from alm_jax.core.errors import ConfigError, DataError
 from alm_jax.core.sequence import Layout
 from alm_jax.data.composed import Scenes
 from alm_jax.data.layout import row_lengths
-from alm_jax.data.rows import RowSet
+from alm_jax.data.rows import AudioRow, RowSet
 from alm_jax.data.tasks.source import Tasks
 from alm_jax.data.templates import Template
 from alm_jax.data.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
 _CHUNK = 8192
-_SIZES_FORMAT = 2
+_SIZES_FORMAT = 3
+_THREADS = 16  # headers that are read at once, which is waiting more than work
 
 NO_ROW = (-1, -1, 0)
 """Entry of a place in a batch that no row takes (see `DataSpec.last`)."""
@@ -59,6 +62,10 @@ class DataSpec:
             epoch is as long either way: a source that is asked for less goes on where it was in the next.
         last: what fills up the last batch of an epoch: rows of the same epoch once more (`wrap`, for training), or
             places without a row and without loss (`pad`, so that an evaluation counts every row once).
+        segments: 1 hears the first window of each clip. With more a longer clip is heard in as many as it fills, this
+            many at most, one after the other (APT; inference likewise): each takes a slot of the batch.
+        max_slots: windows of the row of most, clips and segments counted. `alm plan` takes it for the largest batch,
+            and rows of more are refused; None takes rows as they come, and in `alm plan` one window a row.
         max_bad_share: share of rows that may be bad, in the file or at loading, before the run stops.
         workers: processes that load batches; 0 loads in threads of this process.
     """
@@ -71,12 +78,16 @@ class DataSpec:
     mixing: Literal["mixed", "one_source_per_batch"] = "mixed"
     ratios: tuple[float, ...] = ()
     last: Literal["wrap", "pad"] = "wrap"
+    segments: int = 1
+    max_slots: int | None = None
     max_bad_share: float = 0.01
     workers: int = 0
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ConfigError(f"batch_size is {self.batch_size}, expected at least 1")
+        if self.segments < 1 or (self.max_slots is not None and self.max_slots < 1):
+            raise ConfigError(f"segments is {self.segments}, max_slots {self.max_slots}: expected at least 1 of each")
         if not self.buckets or self.buckets[0] < 1 or list(self.buckets) != sorted(set(self.buckets)):
             raise ConfigError(f"buckets are {self.buckets}, expected ascending row lengths")
         if any(source.repeat < 1 for source in self.sources):
@@ -250,10 +261,10 @@ def _permutation(n: int, *key: int) -> np.ndarray:
 
 
 class Sizes(NamedTuple):
-    """Of each row, int32 [n]: the positions that it takes, and the clips that it hears."""
+    """Of each row, int32 [n]: the positions that it takes, and the windows that it hears."""
 
     lengths: np.ndarray
-    clips: np.ndarray
+    slots: np.ndarray
 
 
 def measure(
@@ -263,16 +274,17 @@ def measure(
     layout: Layout,
     tokenizer: Tokenizer,
     audio_tokens: int,
+    segments: Segments | None = None,
     cache_dir: str | Path | None = None,
 ) -> Sizes:
-    """The sizes of all rows, by tokenizing them once.
+    """The sizes of all rows, by tokenizing them once; with `segments` by reading the headers of their clips too.
 
     They are kept in `cache_dir` under a key of everything that it depends on: the file (path, size, modification
-    time), template, layout, tokenizer and `audio_tokens`.
+    time), template, layout, tokenizer, `audio_tokens` and `segments`; clips are taken not to change under their names.
     """
     cache = None
     if cache_dir is not None and rows.stamp is not None:
-        key = repr((_SIZES_FORMAT, rows.stamp, template, layout, tokenizer.fingerprint, audio_tokens))
+        key = repr((_SIZES_FORMAT, rows.stamp, template, layout, tokenizer.fingerprint, audio_tokens, segments))
         cache = Path(cache_dir) / f"lengths-{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
         if cache.is_file():
             sizes = np.load(cache)
@@ -283,8 +295,10 @@ def measure(
     for start in range(0, len(rows), _CHUNK):
         chunk = [rows[i] for i in range(start, min(start + _CHUNK, len(rows)))]
         parts = [template.parts(row) for row in chunk]
-        sizes.lengths[start : start + len(chunk)] = row_lengths(parts, layout, tokenizer, audio_tokens=audio_tokens)
-        sizes.clips[start : start + len(chunk)] = [row.num_clips for row in chunk]
+        slots = _slots(rows, chunk, segments)
+        part = slice(start, start + len(chunk))
+        sizes.lengths[part] = row_lengths(parts, layout, tokenizer, audio_tokens=audio_tokens, slots=slots)
+        sizes.slots[part] = [sum(each) for each in slots]
         if time.monotonic() - logged > 10:
             _log.info("measured %d of %d rows", start + len(chunk), len(rows))
             logged = time.monotonic()
@@ -295,3 +309,14 @@ def measure(
             np.save(f, np.stack(sizes))
         os.replace(temporary, cache)
     return sizes
+
+
+def _slots(rows: RowSet, chunk: Sequence[AudioRow], segments: Segments | None) -> list[list[int]]:
+    """Windows of each clip of some rows."""
+    if segments is None:
+        return [[1] * row.num_clips for row in chunk]
+    paths = [list(map(rows.clip_path, row.clips)) for row in chunk]
+    unique = list(dict.fromkeys(path for each in paths for path in each))
+    with ThreadPoolExecutor(_THREADS) as pool:
+        counts = dict(zip(unique, pool.map(segments, unique)))
+    return [[counts[path] for path in each] for each in paths]

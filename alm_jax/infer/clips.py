@@ -13,6 +13,7 @@ import numpy as np
 from alm_jax.audio.frontend import KaldiFbank
 from alm_jax.audio.io import load_audio
 from alm_jax.audio.resample import resample
+from alm_jax.audio.segments import count_windows, split
 from alm_jax.core.errors import AudioError, UsageError
 from alm_jax.data.rows import AUDIO_MARK
 from alm_jax.models.alm import FrontendConfig
@@ -48,15 +49,14 @@ def windows(clip: Clip, frontend: FrontendConfig, segments: int = 1) -> np.ndarr
         _log.warning("%s: silent, every sample is zero: give a clip with sound", name)
     if segments == 1:
         return frontend.numpy(wave)[None]
-    frames = 1 + (len(wave) - frontend.frame_samples) // frontend.hop
-    count = max(1, -(-frames // frontend.frames))
+    count = count_windows(frontend, len(wave))
     if count > segments:
         seconds = segments * frontend.frames * frontend.hop / frontend.sample_rate
         raise AudioError(
             f"{name}: longer than {segments} segments, which are {seconds:g} s: cut it, or allow more segments "
             "(alm ask: --segments)"
         )
-    return replace(frontend, frames=count * frontend.frames).numpy(wave).reshape(count, *frontend.feature_shape)
+    return split(frontend, wave, count)
 
 
 def check_segments(frontend: FrontendConfig, segments: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -62,6 +63,8 @@ def train(
     out = Path(out).absolute()
     models = _models(experiment)
     with writing(out), ExitStack() as stack:
+        # JAX lets go of the last batches when garbage is collected, and they of the shared memory of data workers.
+        stack.callback(gc.collect)
         run, anew = _open(out, experiment, resume)
         main = jax.process_index() == 0
         display = stack.enter_context(closing(Progress(out / "log.txt" if main else None, show=progress and main)))
@@ -108,17 +111,22 @@ def _models(experiment: Experiment) -> list[StageModel]:
         model = StageModel(experiment.stage_model(stage), stage, mesh, experiment.stage_precision())
         _ = model.target  # patterns fit, and the mesh divides every parameter
         data_process(mesh, stage.data.batch_size)
-        _check_lengths(model)
+        _check_rows(model)
         models.append(model)
     return models
 
 
-def _check_lengths(model: StageModel) -> None:
-    """Raise ConfigError if rows may be longer than what the decoder was trained for."""
+def _check_rows(model: StageModel) -> None:
+    """Raise ConfigError if rows may be longer than what the decoder was trained for, or hear what is not kept."""
     stage, decoder = model.stage, model.like.decoder
     specs = [("data", stage.data)] + ([("validation.data", stage.validation.data)] if stage.validation else [])
-    for name, spec in specs if decoder is not None else ():
-        if spec.buckets[-1] > decoder.limit:
+    for name, spec in specs:
+        if stage.features == "cached" and spec.segments > 1:
+            raise ConfigError(
+                f"stage {stage.name!r}: {name}.segments is {spec.segments}, and features are cached of one window a "
+                "clip: set features='live', or leave segments out"
+            )
+        if decoder is not None and spec.buckets[-1] > decoder.limit:
             raise ConfigError(
                 f"stage {stage.name!r}: {name}.buckets go up to {spec.buckets[-1]} positions, and the decoder reads "
                 f"{decoder.limit} (model.decoder.positions): a sequence over the model's length; leave the longer "

@@ -193,7 +193,7 @@ def _seen_by_compiler(stage: Stage) -> tuple[Any, ...]:
     """What of a stage, beside its model, makes a difference to the compiled step's memory."""
     data, optim = stage.data, replace(stage.optim, learning_rate=1.0, warmup_steps=0)
     step = (stage.trainable, optim, stage.objective, stage.loss_group, stage.micro_batch, stage.features, stage.hears)
-    return (*step, data.batch_size, data.buckets[-1])
+    return (*step, data.batch_size, data.buckets[-1], data.max_slots)
 
 
 def _compile(model: StageModel, topology: Topology, aligner_length: int) -> StagePlan:
@@ -256,19 +256,20 @@ def _compile(model: StageModel, topology: Topology, aligner_length: int) -> Stag
 
 
 def abstract_batch(config: AlmConfig, stage: Stage, mesh: Mesh, aligner_length: int = 0) -> Batch:
-    """Shapes, dtypes and shardings of the largest batch of a stage's rows of one clip, as the data pipeline makes it.
+    """Shapes, dtypes and shardings of the largest batch of a stage, as the data pipeline makes it.
 
-    `config` is the model that reads it: without its encoder where the stage's features are cached. `aligner_length`
-    is that of the texts that its aligner reads.
+    Each of its rows hears as much as `data.max_slots` allows, or one clip where that is None. `config` is the model
+    that reads it: without its encoder where the stage's features are cached. `aligner_length` is that of the texts that
+    its aligner reads.
     """
-    rows, length = stage.data.batch_size, stage.data.buckets[-1]
+    rows, length, slots = stage.data.batch_size, stage.data.buckets[-1], stage.data.max_slots or 1
     none = np.zeros(0)
-    shapes = collate([Row(*(none,) * 6)] * rows, length, slots=1, aligner_length=aligner_length)
+    shapes = collate([Row(*(none,) * 6)] * rows, length, slots=slots, aligner_length=aligner_length)
     dtype = jnp.dtype(FEATURE_DTYPE if config.encoder is None else jnp.float32)
     window = config.audio_shape
     if stage.hears == "text" and config.encoder is not None:
         window, dtype = (config.encoder.text_tokens,), jnp.int32
-    shapes = replace(shapes, audio=jax.ShapeDtypeStruct((rows, 1, *window), dtype))
+    shapes = replace(shapes, audio=jax.ShapeDtypeStruct((rows, slots, *window), dtype))
     place = batch_sharding(mesh)
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes)
 

@@ -44,6 +44,7 @@ TASKS = {
     "audioset_retrieval": 0.45,
     "audioset_few_shot": 0.5,
 }
+MOST_CLIPS = 5  # of a row: those of an episode of four ways and one shot, and its query
 
 
 def optim(warmup: int, epoch: int | None) -> OptimConfig:
@@ -61,7 +62,7 @@ def optim(warmup: int, epoch: int | None) -> OptimConfig:
     )
 
 
-def rows(ratios: dict[str, float], batch_size: int, buckets: tuple[int, ...]) -> DataSpec:
+def rows(ratios: dict[str, float], batch_size: int, buckets: tuple[int, ...], max_slots: int | None = None) -> DataSpec:
     """Batches of one data set each."""
     return DataSpec(
         sources=tuple(Source(f"{ROWS}/{name}.jsonl") for name in ratios),
@@ -69,6 +70,7 @@ def rows(ratios: dict[str, float], batch_size: int, buckets: tuple[int, ...]) ->
         mixing="one_source_per_batch",
         batch_size=batch_size,
         buckets=buckets,
+        max_slots=max_slots,
         seed=42,
         workers=8,
     )
@@ -78,7 +80,7 @@ def align(pairs: dict[str, float] = PAIRS, steps: int = 98_000, optim: OptimConf
     """The aligner over a frozen encoder, without a language model; 400 rows by the authors' script, 100 by the yaml."""
     return Stage(
         "align",
-        rows(pairs, 400, (448,)),
+        rows(pairs, 400, (448,), max_slots=1),
         ("aligner.*",),
         optim,
         steps=steps,
@@ -90,7 +92,7 @@ def align(pairs: dict[str, float] = PAIRS, steps: int = 98_000, optim: OptimConf
 
 def language(name: str, ratios: dict[str, float], trainable: tuple[str, ...], optim: OptimConfig, **options) -> Stage:
     """80 rows a step; the authors' micro-batch, over which they averaged the loss, had two."""
-    data = rows(ratios, 80, (80, 112, 160, 256, 448, 896))
+    data = rows(ratios, 80, (80, 112, 160, 256, 448, 896), MOST_CLIPS)
     begin = (Weights("*", PREVIOUS), Weights("decoder.*", VICUNA))
     return Stage(name, data, trainable, optim, loss_group=2, micro_batch=16, init_from=begin, drop=UNUSED, **options)
 

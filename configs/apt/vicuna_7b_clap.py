@@ -24,7 +24,11 @@ def get_config() -> Experiment:
     aligner = PooledLinearConfig(encoder.dim, linear.model.decoder.dim, (1, 1), time_pool=1, divisor=1.0)
     frontend = replace(encoder.clap.frontend, num_mels=encoder.clap.audio.mels)
     ratios = {name: ratio for name, ratio in module.TASKS.items() if name.endswith(("tagging", "captioning"))}
-    stage = replace(linear.stages[0], data=module.rows(ratios, 80, (48, 80, 128, 256, 448)), trainable=module.LISTENING)
+    stage = replace(
+        linear.stages[0],
+        data=module.rows(ratios, 80, (48, 80, 128, 256, 448), module.MOST_CLIPS),
+        trainable=module.LISTENING,
+    )
     return replace(
         linear,
         name="apt_vicuna_7b_clap",

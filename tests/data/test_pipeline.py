@@ -13,16 +13,17 @@ import numpy as np
 import pytest
 import soundfile
 
-from alm_jax.audio.frontend import KaldiFbank
+from alm_jax.audio.frontend import KaldiFbank, WhisperLogMel
 from alm_jax.audio.io import load_audio
 from alm_jax.core.errors import ConfigError, DataError
 from alm_jax.core.sequence import Batch, Layout
 from alm_jax.data.features import FeatureStore, FeatureWriter, audio_sha256, feature_key
-from alm_jax.data.layout import lay_out
+from alm_jax.data.layout import lay_out, row_lengths
 from alm_jax.data.pipeline import make_pipeline
 from alm_jax.data.plan import NO_ROW, DataSpec, Source
 from alm_jax.data.templates import ALPACA_SHORT, PLAIN
 from alm_jax.data.tokenizer import train_tokenizer
+from alm_jax.infer.clips import windows
 
 LAYOUT = Layout(bos="after_audio", loss_on="all", max_text_tokens=150)
 FRONTEND = KaldiFbank(num_mels=4, frames=20)
@@ -243,6 +244,42 @@ class Computed:
                 writer.add(key, np.full(SHAPE, i + 1, np.float32))
                 writer.link(clip, key)
         return FeatureStore.open(self.path)
+
+
+@pytest.mark.parametrize("front_end", [FRONTEND, replace(FRONTEND, sample_rate=32000, peak=0.5)])
+def test_long_clips_take_the_slots_that_they_take_in_inference(rows_file, tmp_path, front_end):
+    """0.14 to 1.1 s at three rates, in windows of 0.2 s, of which three are allowed; what is longer is cut."""
+    folder, clips = rows_file.parent, [*range(CLIPS), "long"]
+    soundfile.write(folder / "long.wav", np.random.default_rng(1).uniform(-0.5, 0.5, 9000), 8000)
+    rows = [{"instruction": "What?", "audio_id": str(folder / f"{i}.wav"), "output": "It."} for i in clips]
+    rows.append({"instruction": "<audio> or <audio>?", "audio_id": [str(folder / "3.wav"), str(folder / "0.wav")]})
+    rows[-1] |= {"output": "That."}
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    data = pipeline(tmp_path / "rows.json", front_end, {"segments": 3, "batch_size": 7}, cache_dir=tmp_path)
+    loaded = data.load(0)
+    counts = [len(windows(folder / f"{i}.wav", front_end, 9)) for i in clips]
+    assert counts == [2, 2, 1, 5, 4, 6] and loaded.batch.audio.shape == (7, 5, 20, 4) and not loaded.bad
+    for b, (_, index, _) in enumerate(loaded.planned.entries):
+        heard = [3, 0] if index == 6 else [clips[index]]
+        expected = np.concatenate([windows(folder / f"{i}.wav", front_end, 9)[:3] for i in heard])
+        np.testing.assert_allclose(loaded.batch.audio[b, : len(expected)], expected, atol=1e-5)
+        assert not loaded.batch.audio[b, len(expected) :].any()
+        assert (loaded.batch.audio_clip[b] >= 0).sum() == len(expected)
+        assert (loaded.batch.audio_index[b] >= 0).sum() == 3 * len(expected)  # 3 tokens a slot
+        slots = [min(3, len(windows(folder / f"{i}.wav", front_end, 9))) for i in heard]
+        parts = ALPACA_SHORT.parts(data.rowsets[0][index])
+        row = lay_out(parts, LAYOUT, TOKENIZER, audio_tokens=3, slots=slots)
+        np.testing.assert_array_equal(loaded.batch.audio_index[b, : len(row)], row.audio_index)
+        assert row_lengths([parts], LAYOUT, TOKENIZER, audio_tokens=3, slots=[slots]) == [len(row)]
+
+
+def test_segments_that_cannot_be(rows_file, tmp_path):
+    with pytest.raises(ConfigError, match="segments is 0"):
+        pipeline(rows_file, spec={"segments": 0})
+    with pytest.raises(ConfigError, match=r"a row hears 2 windows, data.max_slots is 1: raise it, lower data.segments"):
+        pipeline(rows_file, spec={"segments": 2, "max_slots": 1})
+    with pytest.raises(ConfigError, match=r"data.segments is 2, and WhisperLogMel hears one window of a clip"):
+        pipeline(rows_file, WhisperLogMel(), spec={"segments": 2})
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])

@@ -73,11 +73,12 @@ def test_without_libtpu(monkeypatch, capsys):
 def test_the_batch_is_the_pipelines(tmp_path):
     """Shapes and dtypes of the batch that is compiled for are those of a batch that was loaded."""
     soundfile.write(tmp_path / "a.wav", np.zeros(8000), 16000)
-    rows = [{"instruction": "What?", "audio_id": "a.wav", "output": "Rain, rain, rain and rain."}] * 4
+    rows = [{"instruction": "What?", "audio_id": "a.wav", "output": "Rain, rain, rain and rain."}] * 3
+    rows.append({"instruction": "Which?", "audio_id": ["a.wav", "a.wav"], "output": "Both."})
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     tokenizer = train_tokenizer(["What? Rain."], 270)
     config = ltu(DECODER, ENCODER)
-    data = DataSpec((Source(str(tmp_path / "rows.json")),), batch_size=4, buckets=(24, 144))
+    data = DataSpec((Source(str(tmp_path / "rows.json")),), batch_size=4, buckets=(24, 208), max_slots=2)
     pipeline = make_pipeline(
         data,
         template=ALPACA_SHORT,
