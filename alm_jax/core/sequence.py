@@ -65,6 +65,7 @@ class Layout:
             aligners that read none.
         aligner_reads: the `prompt` that follows the clip, cut at its beginning; or the `answer`, cut at its end, for an
             aligner that is to learn what goes with which clip.
+        aligner_gap: written behind such a text, before its ending (MS-CLAP: a space).
     """
 
     bos: Literal["first", "after_audio", "after_images"] = "first"
@@ -79,6 +80,7 @@ class Layout:
     max_answer_tokens: int | None = None
     aligner_text_tokens: int = 0
     aligner_reads: Literal["prompt", "answer"] = "prompt"
+    aligner_gap: str = ""
 
 
 @dataclass

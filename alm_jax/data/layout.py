@@ -178,7 +178,7 @@ def _aligner_texts(
             following = part.text
     opening = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     room = layout.aligner_text_tokens - len(opening) - 1
-    ids = {part: tokenizer.encode(text) for part, text in texts.items()}
+    ids = {part: tokenizer.encode(text + layout.aligner_gap) for part, text in texts.items()}
     begins = {part: 0 if answers else max(0, len(run) - room) for part, run in ids.items()}
     return {part: (*opening, *run[begins[part] :][:room], tokenizer.eos_id) for part, run in ids.items()}
 

@@ -14,6 +14,7 @@ from alm_jax.core.errors import ConfigError
 from alm_jax.core.mesh import constrain
 from alm_jax.core.sequence import Batch
 from alm_jax.layers import initializers as init
+from alm_jax.models.aligners.clap_heads import ClapHeadsConfig
 from alm_jax.models.aligners.mapper import MapperConfig
 from alm_jax.models.aligners.pooled_linear import PooledLinearConfig
 from alm_jax.models.aligners.qformer import QFormerConfig
@@ -21,9 +22,12 @@ from alm_jax.models.aligners.tltr import TltrConfig
 from alm_jax.models.cache import KVCache
 from alm_jax.models.decoders.gpt2 import Gpt2Config
 from alm_jax.models.decoders.llama import LlamaConfig
+from alm_jax.models.encoders.ast import AstConfig
 from alm_jax.models.encoders.audio_mae import AudioMaeConfig
 from alm_jax.models.encoders.cav_mae import CavMaeConfig
 from alm_jax.models.encoders.clap import ClapEncoderConfig
+from alm_jax.models.encoders.cnn14 import Cnn14Config
+from alm_jax.models.encoders.htsat import HtsatConfig
 from alm_jax.models.encoders.whisper import WhisperConfig
 from alm_jax.models.features import AlignerText, Features
 from alm_jax.models.registry import module_of
@@ -31,8 +35,10 @@ from alm_jax.models.santa import SantaConfig
 from alm_jax.models.vision import Vision, VisionConfig
 
 FrontendConfig = KaldiFbank | WhisperLogMel | LibrosaLogMel
-EncoderConfig = CavMaeConfig | WhisperConfig | AudioMaeConfig | ClapEncoderConfig
-AlignerConfig = PooledLinearConfig | TltrConfig | QFormerConfig | MapperConfig
+EncoderConfig = (
+    CavMaeConfig | WhisperConfig | AudioMaeConfig | ClapEncoderConfig | HtsatConfig | AstConfig | Cnn14Config
+)
+AlignerConfig = PooledLinearConfig | TltrConfig | QFormerConfig | MapperConfig | ClapHeadsConfig
 DecoderConfig = LlamaConfig | Gpt2Config
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from alm_jax.core.config import did_you_mean
 from alm_jax.core.errors import ConfigError
 from alm_jax.layers.dense import Lora
+from alm_jax.models.aligners.clap_heads import ClapHeads, ClapHeadsConfig
 from alm_jax.models.aligners.mapper import Mapper, MapperConfig
 from alm_jax.models.aligners.pooled_linear import PooledLinear, PooledLinearConfig
 from alm_jax.models.aligners.qformer import PretrainingConfig, QFormer, QFormerConfig
@@ -40,6 +41,7 @@ ALIGNERS = {
     "tltr": (TltrConfig, Tltr),
     "qformer": (QFormerConfig, QFormer),
     "mapper": (MapperConfig, Mapper),
+    "clap_heads": (ClapHeadsConfig, ClapHeads),
 }
 DECODERS = {"llama": (LlamaConfig, Llama), "gpt2": (Gpt2Config, Gpt2)}
 TEXT = {"bert": (BertConfig, Bert)}
@@ -95,6 +97,7 @@ CONFIGS: dict[str, Any] = {
     "tltr": TltrConfig(),
     "qformer": QFormerConfig(),
     "mapper": MapperConfig(),
+    "clap_heads": ClapHeadsConfig(),
     "blip2_qformer": QFormerConfig(**_BLIP, reads_text=False),
     "instructblip_qformer": QFormerConfig(**_BLIP),
     "qformer_pretraining": PretrainingConfig(),
@@ -114,6 +117,8 @@ CONFIGS: dict[str, Any] = {
 _MODULES = {
     config: module for table in (ENCODERS, ALIGNERS, DECODERS, TEXT, MODELS) for config, module in table.values()
 }
+PARTS = frozenset(config for table in (ENCODERS, ALIGNERS, DECODERS, TEXT) for config, _ in table.values())
+"""Classes of the configs of parts of a system."""
 
 
 def module_of(config: Any) -> type:

@@ -16,7 +16,7 @@ from alm_jax.data.rows import Hears
 from alm_jax.data.templates import ALPACA_SHORT, Template
 from alm_jax.models.alm import AlmConfig
 from alm_jax.models.registry import named_config
-from alm_jax.train.objectives import OBJECTIVES, OVER_THE_BATCH, LossGroup
+from alm_jax.train.objectives import OBJECTIVES, Compared, LossGroup
 from alm_jax.train.optim import OptimConfig
 
 PREVIOUS = "previous"
@@ -31,11 +31,14 @@ class Weights:
         source: a model's name (`convert.hub.resolve`), a checkpoint's path, the folder of another run, or `previous`:
             the stage before.
         init: patterns of parameters that a checkpoint may lack; those begin at random.
+        names: of a run or stage whose parameters are called otherwise, how theirs begin and what takes the place of
+            that; given, only those are taken (`models.clap_training.NAMES`).
     """
 
     path: str
     source: str
     init: tuple[str, ...] = ("*.lora_?",)
+    names: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ class Stage:
             raise ConfigError(f"stage name {self.name!r}: expected a name that can be a folder's")
         if self.objective not in OBJECTIVES:
             raise ConfigError(f"stage {self.name!r}: objective {self.objective!r}; expected {', '.join(OBJECTIVES)}")
-        if self.objective in OVER_THE_BATCH:
+        if isinstance(OBJECTIVES[self.objective], Compared):
             _check_whole(self)
         if not self.trainable:
             raise ConfigError(f"stage {self.name!r}: trainable is empty; give patterns such as 'aligner.*'")
@@ -125,11 +128,10 @@ class Stage:
 
 def _check_whole(stage: Stage) -> None:
     rows = stage.data.batch_size
-    if stage.loss_group not in ("batch", rows) or stage.micro_batch not in (None, rows):
+    if stage.loss_group not in ("batch", rows):
         raise ConfigError(
             f"stage {stage.name!r}: objective {stage.objective} compares all {rows} rows of a batch; loss_group is "
-            f"{stage.loss_group!r}, micro_batch {stage.micro_batch}: leave them out, and lower data.batch_size to save "
-            "memory"
+            f"{stage.loss_group}: leave it out, and give micro_batch to save memory"
         )
     if rows < 2:
         raise ConfigError(f"stage {stage.name!r}: objective {stage.objective} needs data.batch_size 2 or more")

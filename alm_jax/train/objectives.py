@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import jax
@@ -22,7 +24,7 @@ Loss = tuple[jax.Array, dict[str, jax.Array]]
 
 class Objective(Protocol):
     """The sum of weight x loss over the targets of some rows; linear in the weights, so that rows may come in parts
-    (but for those `OVER_THE_BATCH`)."""
+    (but for those that are `Compared`)."""
 
     def __call__(self, model: Any, batch: Batch, weight: jax.Array, key: jax.Array | None, dtype: Any) -> Loss:
         """float32 scalar, and by name the losses that it is the sum of, if it is of several.
@@ -57,39 +59,94 @@ def heard_words(model: Any, batch: Batch, weight: jax.Array, key: jax.Array | No
     return -jnp.sum(jnp.where(weight > 0, likelihood * weight, 0.0)), {}
 
 
-def audio_text_alignment(model: Any, batch: Batch, weight: jax.Array, key: jax.Array | None, dtype: Any) -> Loss:
-    """Contrasting, matching and text generation of the aligner's texts with their clips (`models.apt`), times the sum
-    of the weights; rows without weight take no part.
+@dataclass(frozen=True)
+class Compared:
+    """An objective in which the rows of a batch are compared with each other, on whatever devices they lie.
 
-    All rows of the batch, whatever devices they lie on, are each other's negatives. It needs no decoder.
+    It comes in two halves, so that large batches need little memory: what a row becomes by itself may be computed in
+    micro-batches (`train.micro_batches.cached`), what is compared is small.
+
+    Attributes:
+        embed: (model, batch, key, dtype) -> arrays [B, ...], row by row.
+        compare: (model, batch, these arrays, rows, key) -> losses by name, means over the `rows` (bool [B]) that take
+            part; their sum is minimised.
+    """
+
+    embed: Callable[[Any, Batch, jax.Array | None, Any], Any]
+    compare: Callable[[Any, Batch, Any, jax.Array, jax.Array | None], dict[str, jax.Array]]
+
+    def __call__(self, model: Any, batch: Batch, weight: jax.Array, key: jax.Array | None, dtype: Any) -> Loss:
+        """The mean over the rows that have weight, times the sum of the weights."""
+        first, second = split_key(key)
+        return self.loss(model, batch, self.embed(model, batch, first, dtype), weight, second)
+
+    def loss(self, model: Any, batch: Batch, embedded: Any, weight: jax.Array, key: jax.Array | None) -> Loss:
+        """The same, given what the rows became."""
+        rows = (weight > 0).any(-1)
+        if batch.aligner_mask is not None:
+            rows &= batch.aligner_mask[:, 0].any(-1)
+        rows |= ~rows.any()  # where there are none, all count, with a weight of 0
+        total = weight.sum()
+        parts = {name: part * total for name, part in self.compare(model, batch, embedded, rows, key).items()}
+        return sum(parts.values()), parts if len(parts) > 1 else {}
+
+
+def split_key(key: jax.Array | None) -> tuple[jax.Array | None, jax.Array | None]:
+    """The keys of the two halves of `Compared`."""
+    return (None, None) if key is None else tuple(jax.random.split(key))
+
+
+def _pairs(batch: Batch, has_heads: bool, name: str, heads: str) -> AlignerText:
+    """The text of each row's one clip.
 
     Raises:
-        ConfigError: the aligner has no heads for it or is given no text, or rows hear several clips.
+        ConfigError: the aligner has no heads for the objective or is given no text, or rows hear several clips.
     """
-    heads = getattr(model.aligner, "heads", None)
-    if heads is None or batch.aligner_tokens is None:
-        missing = "layout.aligner_text_tokens and an aligner_tokenizer" if heads is not None else "aligner.pretraining"
-        raise ConfigError(f"objective audio_text_alignment needs {missing}")
+    if not has_heads or batch.aligner_tokens is None:
+        missing = "layout.aligner_text_tokens and an aligner_tokenizer" if has_heads else heads
+        raise ConfigError(f"objective {name} needs {missing}")
     if batch.audio.shape[1] != 1:
-        raise ConfigError(
-            f"objective audio_text_alignment pairs a text with one clip; rows hear {batch.audio.shape[1]}"
-        )
+        raise ConfigError(f"objective {name} pairs a text with one clip; rows hear {batch.audio.shape[1]}")
+    return AlignerText(batch.aligner_tokens[:, 0], batch.aligner_mask[:, 0])
+
+
+def _aligner_hears(model: Any, batch: Batch, key: jax.Array | None, dtype: Any) -> jax.Array:
+    heads = getattr(model.aligner, "heads", None)
+    _pairs(batch, heads is not None, "audio_text_alignment", "aligner.pretraining")
+    return model.aligner.normalise(model.encode(batch.audio[:, 0].astype(dtype)))
+
+
+def _alignment(model: Any, batch: Batch, audio: jax.Array, rows: jax.Array, key: jax.Array | None):
     text = AlignerText(batch.aligner_tokens[:, 0], batch.aligner_mask[:, 0])
-    rows = (weight > 0).any(-1) & text.mask.any(-1)
-    rows |= ~rows.any()  # where there are none, all count, with a weight of 0
-    audio = model.aligner.normalise(model.encode(batch.audio[:, 0].astype(dtype)))
     parts = alignment_losses(model.aligner, audio, text, key, rows)
-    total = weight.sum()
-    return sum(parts) * total, {f"{name}_loss": part * total for name, part in parts._asdict().items()}
+    return {f"{name}_loss": part for name, part in parts._asdict().items()}
+
+
+audio_text_alignment = Compared(_aligner_hears, _alignment)
+"""Contrasting, matching and text generation of the aligner's texts with their clips (`models.apt`); no decoder."""
+
+
+def _towers(model: Any, batch: Batch, key: jax.Array | None, dtype: Any) -> tuple[jax.Array, jax.Array]:
+    text = _pairs(batch, hasattr(model.aligner, "contrast"), "audio_text_contrast", "a clap_heads aligner")
+    first, second = split_key(key)
+    audio = model.aligner.encode_audio(model.encode(batch.audio[:, 0].astype(dtype)), first)
+    return audio, model.aligner.encode_text(text, second, dtype)
+
+
+def _contrast(model: Any, batch: Batch, embedded: Any, rows: jax.Array, key: jax.Array | None):
+    return {"loss": model.aligner.contrast(*embedded, rows)}
+
+
+audio_text_contrast = Compared(_towers, _contrast)
+"""Contrast of the embeddings of clips and their texts, by the loss that `ClapHeadsConfig.contrast` names (CLAP)."""
 
 
 OBJECTIVES: dict[str, Objective] = {
     "next_token": next_token,
     "heard_words": heard_words,
     "audio_text_alignment": audio_text_alignment,
+    "audio_text_contrast": audio_text_contrast,
 }
-OVER_THE_BATCH = frozenset({"audio_text_alignment"})
-"""Objectives in which rows are compared with each other, so that a batch does not come in parts."""
 
 
 def normalised_weights(loss_weight: jax.Array, groups: jax.Array, count: int) -> jax.Array:

@@ -10,14 +10,21 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from alm_jax.core import mesh as meshes
 from alm_jax.core import tree
 from alm_jax.core.errors import ConfigError
 from alm_jax.core.precision import Precision
 from alm_jax.core.sequence import Batch
 from alm_jax.core.tree import Arrays
 from alm_jax.train.batches import plan_rows
-from alm_jax.train.objectives import Loss, LossGroup, Objective, next_token, normalised_weights
+from alm_jax.train.micro_batches import Division, cached, summed
+from alm_jax.train.objectives import (
+    Compared,
+    LossGroup,
+    Objective,
+    next_token,
+    normalised_weights,
+    split_key,
+)
 from alm_jax.train.optim import Optimizer
 from alm_jax.train.state import TrainState
 
@@ -43,7 +50,8 @@ def make_step(
         loss_group: the loss is the mean over groups of this many consecutive rows of the plan of the mean over the
             targets of a group; `batch` is one group. The mesh does not change it.
         micro_batch: rows whose activations are held at a time, over all devices. Only memory and rounding depend on it
-            (and which masks dropout draws).
+            (and which masks dropout draws). Where rows are compared with each other it holds for what a row becomes by
+            itself (`objectives.Compared`).
         mesh, state: the mesh and the abstract state with shardings, so that the new state lies as the old one.
 
     Returns:
@@ -54,19 +62,27 @@ def make_step(
         ConfigError: the rows of a batch are not divisible by `loss_group`, `micro_batch` or the devices.
     """
 
-    def loss(params: Arrays, frozen: Arrays, batch: Batch, weight: jax.Array, key: jax.Array) -> Loss:
-        model = tree.unflatten(like, {**frozen, **params})
-        return objective(model, batch, weight, key, jnp.dtype(precision.compute))
+    dtype = jnp.dtype(precision.compute)
+
+    def value_and_grad(params: Arrays, frozen: Arrays, batch: Batch, weight: jax.Array, key: jax.Array):
+        """((value, parts), gradients)."""
+        model = lambda params: tree.unflatten(like, {**frozen, **params})
+        loss = lambda params, batch, weight, key: objective(model(params), batch, weight, key, dtype)
+        whole = jax.value_and_grad(loss, has_aux=True)
+        if micro_batch is None or micro_batch == batch.shape[0]:
+            return whole(params, batch, weight, key)
+        to = Division(batch.shape[0], micro_batch, mesh)
+        if not isinstance(objective, Compared):
+            return summed(whole, params, batch, weight, key, to)
+        first, second = split_key(key)
+        embed = lambda params, batch, key: objective.embed(model(params), batch, key, dtype)
+        compare = lambda params, embedded: objective.loss(model(params), batch, embedded, weight, second)
+        return cached(embed, compare, params, batch, first, to)
 
     def step(state: TrainState, frozen: Arrays, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         weight = group_weights(batch, loss_group, mesh)
-        value_and_grad = jax.value_and_grad(loss, has_aux=True)
-        if micro_batch is None or micro_batch == batch.shape[0]:
-            (value, parts), grads = value_and_grad(state.params, frozen, batch, weight, key)
-        else:
-            total = _accumulate(value_and_grad, state.params, frozen, batch, weight, key, micro_batch, mesh)
-            (value, parts), grads = total
+        (value, parts), grads = value_and_grad(state.params, frozen, batch, weight, key)
         updates, opt_state = optimizer.transform.update(grads, state.opt_state, state.params)
         metrics = {
             "loss": value,
@@ -105,33 +121,3 @@ def group_weights(batch: Batch, loss_group: LossGroup, mesh: Mesh | None) -> jax
         raise ConfigError(f"batch_size {rows} is not divisible by loss_group {size}")
     groups = jnp.asarray(plan_rows(mesh, rows) // size, jnp.int32)
     return normalised_weights(batch.loss_weight, groups, rows // size)
-
-
-def _accumulate(value_and_grad, params, frozen, batch, weight, key, size, mesh):
-    """Sum of values and gradients over micro-batches of `size` rows, one at a time."""
-    rows = batch.shape[0]
-    shards = 1 if mesh is None else mesh.shape[meshes.DATA] * mesh.shape[meshes.FSDP]
-    if rows % size or size % shards:
-        raise ConfigError(
-            f"micro_batch {size} has to divide batch_size {rows} and be a multiple of the {shards} devices along "
-            "data and fsdp"
-        )
-
-    def divide(leaf: jax.Array) -> jax.Array:  # [B, ...] -> [n, size, ...]; every device keeps its rows
-        parts = leaf.reshape(shards, rows // size, size // shards, *leaf.shape[1:])
-        parts = parts.swapaxes(0, 1).reshape(rows // size, size, *leaf.shape[1:])
-        if mesh is None:
-            return parts
-        spec = PartitionSpec(None, *meshes.batch_sharding(mesh).spec)
-        return jax.lax.with_sharding_constraint(parts, NamedSharding(mesh, spec))
-
-    def body(total, micro):
-        index, (batch, weight) = micro
-        result = value_and_grad(params, frozen, batch, weight, jax.random.fold_in(key, index))
-        return jax.tree.map(jnp.add, total, result), None
-
-    micros = (jnp.arange(rows // size), jax.tree.map(divide, (batch, weight)))
-    first = jax.tree.map(lambda leaf: leaf[0], micros[1])
-    parts = jax.eval_shape(value_and_grad, params, frozen, *first, key)[0]
-    zero = (jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), parts), jax.tree.map(jnp.zeros_like, params))
-    return jax.lax.scan(body, zero, micros)[0]

@@ -16,15 +16,18 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from alm_jax.convert import hub
-from alm_jax.convert.formats import open_tensors
+from alm_jax.convert.formats import TensorFile, open_tensors
 from alm_jax.convert.layouts import LAYOUTS, detect, kind_of
 from alm_jax.convert.load import fold, load
+from alm_jax.convert.rules import Table
 from alm_jax.core import mesh as meshes
 from alm_jax.core import tree
 from alm_jax.core.errors import CheckpointError, ConfigError
 from alm_jax.core.precision import Precision
 from alm_jax.core.tree import Arrays
 from alm_jax.models.alm import AlmConfig, build
+from alm_jax.models.clap_training import clap_config, is_clap, training_path
+from alm_jax.models.registry import PARTS
 from alm_jax.train.checkpoint import RunFolder, Source, StageFolder
 from alm_jax.train.config import PREVIOUS, Experiment, Stage, Weights, experiment_of
 
@@ -182,20 +185,29 @@ def _handed_over(folder: StageFolder, weights: Weights, stage: Stage, model: Sta
     if step is None:
         raise CheckpointError(f"{folder.path} has no checkpoint to begin from; finish that stage first")
     trained, carried = folder.weight_names(step), folder.carried_names()
-    names = [name for name in (*trained, *carried) if fnmatchcase(name, weights.path)]
-    homeless = [name for name in names if name not in model.target and not tree.matches(name, stage.drop)]
+    called = {name: ours for name in (*trained, *carried) if (ours := _renamed(name, weights.names)) is not None}
+    called = {name: ours for name, ours in called.items() if fnmatchcase(ours, weights.path)}
+    homeless = [n for n, ours in called.items() if ours not in model.target and not tree.matches(ours, stage.drop)]
     if homeless:
         raise ConfigError(
             f"stage {stage.name!r}: {', '.join(fold(homeless))} of {folder.path} have no place in its model; name them "
             "in the stage's drop to leave them behind"
         )
     wanted = {}
-    for name in names:
-        if name in model.target and not tree.matches(name, stage.drop):
-            leaf = model.target[name]
+    for name, ours in called.items():
+        if ours in model.target and not tree.matches(ours, stage.drop):
+            leaf = model.target[ours]
             wanted[name] = jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=leaf.sharding)
     first = {name: leaf for name, leaf in wanted.items() if name in set(trained)}
-    return folder.weights(step, first) | folder.carried({n: leaf for n, leaf in wanted.items() if n not in first})
+    given = folder.weights(step, first) | folder.carried({n: leaf for n, leaf in wanted.items() if n not in first})
+    return {called[name]: leaf for name, leaf in given.items()}
+
+
+def _renamed(name: str, names: Sequence[tuple[str, str]]) -> str | None:
+    """What a parameter of a run is called here; None if it is not asked for."""
+    if not names:
+        return name
+    return next((ours + name.removeprefix(theirs) for theirs, ours in names if name.startswith(theirs)), None)
 
 
 def _is_run(path: str) -> bool:
@@ -224,26 +236,41 @@ def _pretrained(weights: Weights, model: StageModel, lacking: Iterable[str]) -> 
         return {}, None
     found = hub.resolve(weights.source)
     file = open_tensors(found.path)
-    layout = detect(file.keys())
-    part = weights.path.split(".")[0]
-    part = part if part in ("encoder", "aligner", "decoder") else ""
+    part, config = _part_of(model, weights.path)
     prefix = f"{part}." if part else ""
-    config = getattr(model.config, part) if part else model.config
-    listens = LAYOUTS[detect(file.keys(), whole=True)].listens
-    if listens is not None and isinstance(config, listens[0]):  # one tower of a CLAP
-        table = listens[1](config)
-    elif isinstance(config, kind_of(layout)):
-        table = LAYOUTS[layout].table(config)
-    else:
-        raise CheckpointError(
-            f"{weights.source} has layout {layout}, which fits a {kind_of(layout).__name__}; {weights.path!r} is a "
-            f"{type(config).__name__}"
-        )
+    table = _table(weights, file, config)
     target = {path.removeprefix(prefix): model.target[path] for path in mine}
     places = {path: leaf.sharding for path, leaf in target.items()}
     arrays = load(target, [(file, table)], shardings=places, init=[p.removeprefix(prefix) for p in weights.init])
     source = Source(weights.source, found.revision or "", hub.hashes(file.path), (weights.path,))
     return {prefix + path: leaf for path, leaf in arrays.items()}, source
+
+
+def _part_of(model: StageModel, pattern: str) -> tuple[str, Any]:
+    """Path and config of the innermost part that a pattern of parameters names: `aligner.text.encoder.*`, `*`."""
+    part, config, module, names = "", model.config, model.like, pattern.split(".")
+    for depth, name in enumerate(names[:-1], start=1):
+        module = getattr(module, name, None)
+        if type(own := getattr(module, "config", None)) in PARTS:
+            part, config = ".".join(names[:depth]), own
+    return part, config
+
+
+def _table(weights: Weights, file: TensorFile, config: Any) -> Table:
+    """How the tensors of a checkpoint make the parameters of the part with a config."""
+    layout, whole = detect(file.keys()), detect(file.keys(), whole=True)
+    listens = LAYOUTS[whole].listens
+    if listens is not None and isinstance(config, listens[0]):  # one tower of a CLAP
+        return listens[1](config)
+    if is_clap(config) and isinstance(clap := clap_config(config), kind_of(whole)):
+        table = LAYOUTS[whole].table(clap)
+        return replace(table, rules=tuple(replace(rule, path=training_path(rule.path)) for rule in table.rules))
+    if isinstance(config, kind_of(layout)):
+        return LAYOUTS[layout].table(config)
+    raise CheckpointError(
+        f"{weights.source} has layout {layout}, which fits a {kind_of(layout).__name__}; {weights.path!r} is a "
+        f"{type(config).__name__}"
+    )
 
 
 def random_values(experiment: Experiment, model: StageModel, paths: Sequence[str]) -> Arrays:

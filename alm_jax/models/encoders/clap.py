@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from alm_jax.models.clap import TEXT_LENGTH, AudioTower, ClapConfig, TextTower
-from alm_jax.models.decoders.gpt2 import Gpt2Config
+from alm_jax.models.encoders.htsat import HtsatConfig
 from alm_jax.models.features import Features
 
 
@@ -37,12 +37,18 @@ class ClapEncoderConfig:
     @property
     def depth(self) -> int:
         """Blocks of the tower that listens; what is read is their output."""
-        return self.clap.text.depth if self.towers == "text" else sum(self.clap.audio.depths)
+        audio = self.clap.audio
+        if self.towers == "text":
+            return self.clap.text.depth
+        return sum(audio.depths) if isinstance(audio, HtsatConfig) else getattr(audio, "depth", 1)
 
     @property
     def heads(self) -> int:
         """Attention heads of the text tower, or else of the audio tower's first stage; 0 where nothing told them."""
-        return self.clap.audio.heads[0] if self.towers == "audio" else self.clap.text.heads
+        audio = self.clap.audio
+        if self.towers != "audio":
+            return self.clap.text.heads
+        return audio.heads[0] if isinstance(audio, HtsatConfig) else getattr(audio, "heads", 1)
 
     @property
     def vocab_size(self) -> int | None:
@@ -51,8 +57,8 @@ class ClapEncoderConfig:
 
     @property
     def text_gap(self) -> str:
-        """What stands between a text and its ending: MS-CLAP's texts end in ` <|endoftext|>`."""
-        return " " if isinstance(self.clap.text, Gpt2Config) else ""
+        """What stands between a text and its ending (`ClapConfig`)."""
+        return self.clap.text_gap
 
 
 class ClapEncoder(nnx.Module):

@@ -134,11 +134,16 @@ class Bert(nnx.Module):
         return jnp.tanh(self.pooler(hidden[:, 0]))
 
 
+def mean_of_tokens(hidden: jax.Array, mask: jax.Array) -> jax.Array:
+    """Hidden states [B, L, dim], averaged where `mask` [B, L] is 1: float32 [B, dim]."""
+    weight = mask.astype(jnp.float32)[..., None]
+    return (hidden.astype(jnp.float32) * weight).sum(1) / jnp.maximum(weight.sum(1), 1e-9)
+
+
 def sentence_embedding(hidden: jax.Array, mask: jax.Array) -> jax.Array:
-    """Hidden states [B, L, dim], averaged where `mask` [B, L] is 1, then scaled to length 1: float32 [B, dim].
+    """`mean_of_tokens` scaled to length 1: float32 [B, dim].
 
     How `sentence-transformers/all-MiniLM-L6-v2` pools a text.
     """
-    weight = mask.astype(jnp.float32)[..., None]
-    mean = (hidden.astype(jnp.float32) * weight).sum(1) / jnp.maximum(weight.sum(1), 1e-9)
+    mean = mean_of_tokens(hidden, mask)
     return mean / jnp.maximum(jnp.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)
