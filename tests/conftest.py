@@ -4,11 +4,13 @@ import os
 import signal
 from pathlib import Path
 
+from tests.devices import FLAGS
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-# Tests compile far more than they compute; this takes a third off their time.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ.setdefault("XLA_FLAGS", FLAGS)
 
+import jax
 import pytest
 
 # A shell's background jobs ignore Ctrl-C, and so would the processes that tests start and interrupt.
@@ -47,3 +49,10 @@ def golden_ltu() -> Path:
 def shared_sounds() -> Path:
     """Folder of labelled recordings (with `manifest.csv`); the test is skipped where it is absent."""
     return _shared("sounds")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_compiled():
+    """Modules share no compiled functions; kept, they come to gigabytes in each process."""
+    yield
+    jax.clear_caches()

@@ -166,7 +166,7 @@ def _outputs_and_gradients(model: Any, out: Callable[[Any], Any], weights: Mappi
         return sum((outputs[name] * weights[name]).sum() for name in weights), outputs
 
     floating = {path: leaf for path, leaf in arrays.items() if path not in whole}
-    gradients, outputs = jax.grad(loss, has_aux=True)(floating)
+    gradients, outputs = jax.jit(jax.grad(loss, has_aux=True))(floating)
     return outputs, gradients | {path: jnp.zeros_like(leaf) for path, leaf in whole.items()}
 
 

@@ -70,12 +70,13 @@ def _check_decoding(model):
     """Token by token with a cache as all at once: the same float32 sums in another order."""
     audio = model.decoder.audio_kv(model.encoder(MEL).values[0])
     expected = model(MEL, TOKENS)
-    hidden, cache = model.decoder.prefill(TOKENS[:, :3], audio, slots=8)
+    prefill, decode = jax.jit(model.decoder.prefill, static_argnames="slots"), jax.jit(model.decoder.decode)
+    hidden, cache = prefill(TOKENS[:, :3], audio, slots=8)
     logits = [model.decoder.logits(hidden)]
     for index in (3, 4):
-        hidden, cache = model.decoder.decode(TOKENS[:, index : index + 1], audio, cache, index)
+        hidden, cache = decode(TOKENS[:, index : index + 1], audio, cache, index)
         logits.append(model.decoder.logits(hidden))
-    hidden, cache = model.decoder.decode(TOKENS[:, 5:], audio, cache, 5)
+    hidden, cache = decode(TOKENS[:, 5:], audio, cache, 5)
     logits.append(model.decoder.logits(hidden))
     assert_close(np.concatenate(logits, axis=1), expected, SIMPLE)
 

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from tests.devices import host_devices
+
 WORKER = """
     import sys
     import jax
@@ -58,7 +60,7 @@ def test_each_process_reads_the_bytes_that_its_devices_hold(tmp_path, repo, monk
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+    monkeypatch.setenv("XLA_FLAGS", host_devices(4))
     command = [sys.executable, "-c", textwrap.dedent(WORKER), str(port)]
     workers = [
         subprocess.Popen(

@@ -20,6 +20,7 @@ from alm_jax.convert.save import as_tensor, cast, export, save_safetensors
 from alm_jax.convert.save import tensors as tensors_of
 from alm_jax.core.errors import CheckpointError
 from tests.convert.dict_file import DictFile, same_bits
+from tests.devices import host_devices
 
 PATCH = Rearrange("d 1 f t -> (f t) d", f=2, t=3)
 PERMUTED = Rearrange("(h pair half) i -> i (h half pair)", h=2, half=2)
@@ -384,7 +385,7 @@ SHARDED = """
 
 
 def test_sharded_reads_take_only_the_rows_they_need(repo):
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": host_devices(8)}
     command = [sys.executable, "-c", textwrap.dedent(SHARDED), os.path.dirname(__file__)]
     done = subprocess.run(command, env=env, cwd=repo, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

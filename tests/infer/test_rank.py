@@ -47,6 +47,9 @@ def _prompts(rows, waves):
     return batch
 
 
+_logits = jax.jit(lambda model, batch: model.logits(model.hidden(batch)))
+
+
 def _whole(model, prompt, ids, wave):
     """Log-likelihood of `ids` after a prompt, by a forward pass over the whole row."""
     tokens = np.append(prompt.tokens, ids)
@@ -55,7 +58,7 @@ def _whole(model, prompt, ids, wave):
     row = Row(tokens, index, np.full(len(tokens), -1), nothing, nothing, nothing, prompt.clips)
     batch = collate([row], len(row), slots=1)
     batch.audio = wave[None]
-    logs = np.asarray(jax.nn.log_softmax(model.logits(model.hidden(batch))), np.float64)[0]
+    logs = np.asarray(jax.nn.log_softmax(_logits(model, batch)), np.float64)[0]
     places = np.arange(len(prompt) - 1, len(tokens) - 1)
     return logs[places, ids].sum()
 

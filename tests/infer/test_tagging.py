@@ -27,12 +27,15 @@ def aligner():
     return tree.unflatten(model, {path: jnp.float32(leaf) for path, leaf in arrays.items()})
 
 
+_outputs = jax.jit(lambda aligner, audio, said: aligner.outputs(audio, said, "unimodal"))
+
+
 def words_of(aligner, text):
     """Vectors [words, hidden] of one text, next to a clip that is heard, which must make no difference."""
     ids = [WORDS.bos_id, *WORDS.encode(text)[:46], WORDS.eos_id]
     audio = np.random.default_rng(len(ids)).normal(size=(1, 6, 12)).astype(np.float32)
     said = AlignerText(jnp.array([ids]), jnp.ones((1, len(ids)), bool))
-    return np.asarray(aligner.outputs(jnp.asarray(audio), said, "unimodal")[1][0, 1:-1])
+    return np.asarray(_outputs(aligner, audio, said)[1][0, 1:-1])
 
 
 def test_scores_by_the_definition(aligner):

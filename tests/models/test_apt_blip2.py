@@ -123,28 +123,29 @@ def test_the_decoder_reads_a_sequence_put_together_by_hand(model, seen_and_heard
         lay_out_prompt(parts("who", clips=0), LAYOUT, LETTERS, **OPTIONS),
     ]
     batch = _batch(rows, 20, images, audio)
-    found = model.embed(batch)
+    found, hidden = jax.jit(lambda model, batch: (model.embed(batch), model.hidden(batch)))(model, batch)
+    look = jax.jit(lambda vision, image, text: vision.aligner(vision.encoder(image), text)[0][0])
+    hear = jax.jit(lambda model, x, text: model.aligner(Features(model.encoder(x).values), text)[0][0])
 
     def frame(row, image, text):
-        features = model.vision.encoder(images[row, image][None])
-        return model.vision.aligner(features, _read(text))[0][0]
+        return look(model.vision, images[row, image][None], _read(text))
 
     words = lambda text: model.decoder.embed(jnp.array(list(map(ord, text))))
-    clip = model.aligner(Features(model.encoder(audio[0]).values), _read(">why."))[0][0]
+    clip = hear(model, audio[0], _read(">why."))
     first = [frame(0, 0, ">see it."), frame(0, 1, ">see it."), words("."), model.indicators[...], clip, words("why")]
     second = [frame(1, 0, ">who."), words(".who")]
     for row, pieces in enumerate((first, second)):
         expected = jnp.concatenate(pieces)
         np.testing.assert_allclose(found[row, : len(expected)], expected, atol=1e-5)
         positions, ones = jnp.arange(len(expected))[None], jnp.ones((1, len(expected)), jnp.int32)
-        alone = model.decoder(expected[None], positions, ones, ones)
-        np.testing.assert_allclose(model.hidden(batch)[row, : len(expected)], alone[0], atol=1e-4)
+        alone = jax.jit(model.decoder.__call__)(expected[None], positions, ones, ones)
+        np.testing.assert_allclose(hidden[row, : len(expected)], alone[0], atol=1e-4)
 
 
 def test_every_sense_matters_and_padding_does_not(model, seen_and_heard):
     images, audio = seen_and_heard
     row = lay_out_prompt(parts("why", frames=2), LAYOUT, LETTERS, **OPTIONS)
-    hidden = lambda batch: np.asarray(model.prefill(batch, 64)[0][0, -1])
+    hidden = jax.jit(lambda batch: model.prefill(batch, 64)[0][0, -1])
     batch = lambda images, audio, length: _batch([row], length, images, audio, pad="left")
     here = hidden(batch(images[:1], audio[:1], len(row)))
     np.testing.assert_allclose(here, hidden(batch(images[:1], audio[:1], 32)), atol=1e-4)  # float32, other shapes

@@ -46,7 +46,7 @@ def reach(model, audio, mask):
         return jnp.concatenate(model.run(x, audio, model.mask(TEXT, mask)), axis=1)[1]
 
     inputs = jnp.concatenate(model.embeddings(audio, TEXT), axis=1)
-    by_input, by_audio = jax.jacobian(run, (0, 1))(inputs, audio)
+    by_input, by_audio = jax.jit(jax.jacobian(run, (0, 1)))(inputs, audio)
     by_input = np.abs(by_input[:, :, 1]).max((1, 3)) > 0
     return np.concatenate([by_input, (np.abs(by_audio[:, :, 1]).max((1, 2, 3)) > 0)[:, None]], axis=1)
 
@@ -103,7 +103,7 @@ def test_remat_and_dropout(model, audio):
     """Rematerialised gradients are the same; a key makes outputs random, and the same key the same."""
     features = Features(audio[None])
     again = make(QFormerConfig(**vars(CONFIG) | {"remat": "full"}))
-    loss = lambda model, key: model(features, TEXT, key)[0].sum()
+    loss = jax.jit(lambda model, key: model(features, TEXT, key)[0].sum())
     for key in (None, jax.random.key(3)):
         plain, saved = (tree.flatten(jax.grad(loss)(m, key)) for m in (model, again))
         for path in plain:
@@ -113,7 +113,7 @@ def test_remat_and_dropout(model, audio):
 
 def test_every_parameter_learns(model, audio):
     losses = lambda m: sum(apt.alignment_losses(m, m.normalise(Features(audio[None])), TEXT, jax.random.key(0)))
-    silent = {path for path, g in tree.flatten(jax.grad(losses)(model)).items() if not np.abs(g).max() > 0}
+    silent = {path for path, g in tree.flatten(jax.jit(jax.grad(losses))(model)).items() if not np.abs(g).max() > 0}
     assert silent == {"proj.kernel", "proj.bias"}  # the decoder's
 
 

@@ -20,6 +20,7 @@ from alm_jax.models.aligners.qformer import PretrainingConfig, QFormerConfig
 from alm_jax.models.alm import build
 from alm_jax.models.encoders.audio_mae import AudioMaeConfig
 from alm_jax.train.objectives import audio_text_alignment
+from tests.devices import host_devices
 
 ENCODER = AudioMaeConfig(frames=32, mels=16, dim=12, heads=2, depth=1, mlp_dim=16)
 ALIGNER = QFormerConfig(
@@ -149,8 +150,7 @@ print("equal", len(grads), float(total))
 
 def test_eight_devices_see_each_others_rows(repo):
     """Values and gradients as on one device (sums in another order), with dropout and drawn negatives."""
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    environment = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PATH": ""}
+    environment = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": host_devices(8), "PATH": ""}
     done = subprocess.run([sys.executable, "-c", EIGHT], cwd=repo, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.startswith("equal")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from alm_jax.train.metrics import read_metrics
+from tests.devices import host_devices
 from tests.train.runs import EXACT, exact
 
 WORKERS = {"stages.read.data.workers": 4, "stages.all.data.workers": 4}
@@ -22,8 +23,7 @@ class Run:
     def __init__(self, repo, caches, out, overrides=None, devices=1, resume=False):
         flags = ["--resume"] if resume else []
         command = [sys.executable, "-m", "tests.train.runs", str(out), json.dumps(overrides or {}), *flags]
-        flags_of_xla = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-        environment = caches | {"XLA_FLAGS": flags_of_xla}
+        environment = caches | {"XLA_FLAGS": host_devices(devices)}
         self.out, self.log = out, (out.parent / f"{out.name}.err").open("a+")
         self.process = subprocess.Popen(command, cwd=repo, env=environment, stderr=self.log)
 

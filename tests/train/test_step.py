@@ -15,6 +15,7 @@ from alm_jax.train.batches import distinct_parts
 from alm_jax.train.optim import OptimConfig, make_optimizer
 from alm_jax.train.state import create_state
 from alm_jax.train.step import make_eval_step, make_step
+from tests.devices import host_devices
 from tests.train.toy import TRAINABLE, Toy, toy_batch
 
 OPTIM = OptimConfig(learning_rate=0.1, warmup_steps=0, schedule="constant")
@@ -170,7 +171,7 @@ print("equal on", sorted(losses, key=str))
 
 
 def test_eight_devices_give_the_loss_of_one(repo):
-    environment = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PATH": ""}
+    environment = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": host_devices(8), "PATH": ""}
     done = subprocess.run([sys.executable, "-c", EIGHT], cwd=repo, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "equal on" in done.stdout
