@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Literal
 
 import jax.numpy as jnp
 
-from alm_jax.core.config import did_you_mean
+from alm_jax.core.config import apply_overrides, did_you_mean
 from alm_jax.core.errors import CheckpointError, UsageError
 from alm_jax.core.precision import Precision
 from alm_jax.data.tokenizer import load_tokenizer
 from alm_jax.infer.checkpoint import load_checkpoint
 from alm_jax.infer.loaded import LoadedModel, Spec
+from alm_jax.infer.memory import Bank, memory_of
+from alm_jax.models.santa import SantaConfig
 from alm_jax.train.run import Run, load_run
 
 Name = str | PathLike[str]
@@ -27,6 +29,8 @@ def load(
     which: Literal["last", "best"] = "last",
     base: Name | Sequence[Name] | None = None,
     tokenizer: Name | None = None,
+    memory: Name | None = None,
+    santa: Mapping[str, Any] | None = None,
     dtype: Any = None,
 ) -> LoadedModel:
     """A model that answers questions about sounds.
@@ -38,6 +42,8 @@ def load(
         base: checkpoints of what a published checkpoint lacks: for `ltu_ori_paper.bin` the Vicuna that it was trained
             over. LTU-AS listens through `openai/whisper-large`, unless a Whisper is given here.
         tokenizer: of a checkpoint: file, folder or name; by default what lies beside it or beside the base's LLaMA.
+        memory: a bank of texts (`alm memory build`) that clips are drawn towards; of a model that hears through a CLAP.
+        santa: how, where it is not as the model's own config says: `{"share": 0.5}` (`models.santa.SantaConfig`).
         dtype: `float32` or `bfloat16`, of weights that did not train in a run (all of a checkpoint) and of activations;
             by default float32 on CPU, bfloat16 on accelerators, where a checkpoint's own tensors are held as they are.
 
@@ -45,6 +51,18 @@ def load(
         CheckpointError: not found, damaged, or in want of a piece; the message says which argument gives it.
         UsageError: arguments that `source` has no use for.
     """
+    if santa and memory is None:
+        raise UsageError("santa says how a memory is used, and none is given: give one as memory (alm ask: --memory)")
+    bank = None if memory is None else Bank.open(fspath(memory))
+    model = _load(source, which, base, tokenizer, dtype)
+    if bank is None:
+        return model
+    config = apply_overrides(model.config.santa or SantaConfig(), dict(santa or {}))
+    return model.with_memory(memory_of(bank, model, config, fspath(memory)), config)
+
+
+def _load(source: Name, which: str, base: Name | Sequence[Name] | None, tokenizer: Name | None, dtype: Any):
+    """`load` without memory."""
     if which not in ("last", "best"):
         raise UsageError(f"which is {which!r}; expected 'last' or 'best'")
     bases = [] if base is None else [base] if isinstance(base, str | PathLike) else list(base)
@@ -62,9 +80,9 @@ def load(
 
 def loaded_run(run: Run, dtype: Any = None) -> LoadedModel:
     """The model of a run that has been read; `dtype` of activations."""
-    aligner = run.path / "aligner_tokenizer"
-    words = load_tokenizer(aligner) if aligner.is_dir() else None
-    return LoadedModel(spec_of(run), run.arrays, load_tokenizer(run.path / "tokenizer"), dtype, words)
+    folders = [run.path / name for name in ("aligner_tokenizer", "encoder_tokenizer")]
+    readers = [load_tokenizer(folder) if folder.is_dir() else None for folder in folders]
+    return LoadedModel(spec_of(run), run.arrays, load_tokenizer(run.path / "tokenizer"), dtype, *readers)
 
 
 def spec_of(run: Run) -> Spec:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from alm_jax.cli.parse import parse
+from alm_jax.cli.parse import parse, parse_settings
 from alm_jax.core.errors import AlmError, UsageError
 
 _CHAT = "one question a line; /audio FILE ... takes other clips, /quit or Ctrl-D leaves, Ctrl-C stops an answer"
@@ -40,6 +40,7 @@ class Ask:
       alm ask runs/tiny "What does a siren sound like?"            no sound
       alm ask runs/tiny --audio clip.wav --temperature 0.7 --top-p 0.9 --seed 3 "Why was it made?"
       alm ask runs/tiny --audio clip.wav --beams 5 --length-penalty 2 "Describe the sound."
+      alm ask runs/mats --memory bank.safetensors --audio clip.wav "What is heard?"
       alm ask ltu_ori_paper.bin --base vicuna_ltu --audio clip.wav "What is heard?"
     """
 
@@ -85,6 +86,10 @@ class Ask:
     """of the draw: the same seed, the same answer"""
     which: Literal["last", "best"] = "last"
     """of a run: the latest checkpoint, or the one with the lowest validation loss"""
+    memory: Annotated[str | None, tyro.conf.arg(metavar="BANK")] = None
+    """of MATS: draw clips towards these texts (alm memory build)"""
+    santa: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME=VALUE")] = ()
+    """of --memory: another way than the model's own, such as share=0.5, clusters=0, normalise=true"""
     base: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="MODEL")] = ()
     """of a published checkpoint: the model that it was trained over, its file, folder or name"""
     tokenizer: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
@@ -206,7 +211,14 @@ def _load(options: Ask) -> Any:
     from alm_jax.api import load
 
     with Console(stderr=True).status(f"loading {options.model}"):
-        return load(options.model, which=options.which, base=options.base, tokenizer=options.tokenizer)
+        return load(
+            options.model,
+            which=options.which,
+            base=options.base,
+            tokenizer=options.tokenizer,
+            memory=options.memory,
+            santa=parse_settings(options.santa),
+        )
 
 
 @dataclass(frozen=True)

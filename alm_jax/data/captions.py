@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
 from alm_jax.core.errors import DataError
+from alm_jax.data.rows import read_rows
 from alm_jax.data.tokenizer import Tokenizer
 
 NO_TOKEN = -1
@@ -50,3 +52,22 @@ class Captions:
         opening = [] if words.bos_id is None else [words.bos_id]
         ids = [*opening, *words.encode(text + self.gap)[: self.tokens - len(opening) - 1], words.eos_id]
         return np.pad(np.array(ids, np.int32), (0, self.tokens - len(ids)), constant_values=NO_TOKEN)
+
+
+def read_texts(path: str | Path) -> list[str]:
+    """The texts of a file: one a line, or the captions of rows (`data.rows`) in a `.json` or `.jsonl`.
+
+    Raises:
+        DataError: it cannot be read, or holds none.
+    """
+    path = Path(path).expanduser()
+    if path.suffix in (".json", ".jsonl"):
+        texts = [caption for row in read_rows(path, need_output=False).rows for caption in row.captions]
+    else:
+        try:
+            texts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{path}: cannot read texts ({error})") from None
+    if not texts:
+        raise DataError(f"{path}: no texts; expected one a line, or rows with a caption")
+    return texts

@@ -136,7 +136,8 @@ def fingerprint(model: LoadedModel) -> str:
     """sha256 of what an answer depends on: sizes, conventions, tokenizers, dtype, and a checksum of every parameter."""
     sums = {path: int(value) for path, value in _checksums(model.arrays).items()}
     words = [each.fingerprint for each in (model.tokenizer, model.aligner_tokenizer) if each is not None]
-    told = [repr(model.spec), *words, str(model.dtype), sorted(sums.items())]
+    memory = None if model.memory is None else int(_checksums({"bank": model.memory.bank})["bank"])
+    told = [repr(model.spec), *words, str(model.dtype), sorted(sums.items()), *([memory] if memory is not None else [])]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from alm_jax.core import tree
 from alm_jax.core.errors import UsageError
 from alm_jax.core.precision import default_precision
 from alm_jax.core.sequence import Batch, Layout, Part, Row, Text, collate
+from alm_jax.data.captions import Captions
 from alm_jax.data.layout import lay_out, lay_out_prompt
 from alm_jax.data.rows import AudioRow
 from alm_jax.data.templates import Template
@@ -25,6 +27,8 @@ from alm_jax.infer.generate import generate
 from alm_jax.infer.rank import rank
 from alm_jax.infer.sampling import Sampling
 from alm_jax.models.alm import AlmConfig, AudioLanguageModel, build
+from alm_jax.models.encoders.clap import ClapEncoderConfig
+from alm_jax.models.santa import Memory, SantaConfig, santa
 
 LENGTH_BUCKET = 32  # prompt lengths are rounded up to it, so that few prefills are ever compiled
 
@@ -50,7 +54,7 @@ class LoadedModel:
     Args:
         spec: the parts and conventions; `spec.model.encoder` is present.
         arrays: `{path: array}` of all parameters.
-        tokenizer: the decoder's. aligner_tokenizer: of an aligner that reads text.
+        tokenizer: the decoder's. aligner_tokenizer, encoder_tokenizer: of an aligner and of an encoder that read text.
         dtype: of activations; by default float32 on CPU, bfloat16 elsewhere.
     """
 
@@ -61,8 +65,11 @@ class LoadedModel:
         tokenizer: Tokenizer,
         dtype: Any = None,
         aligner_tokenizer: Tokenizer | None = None,
+        encoder_tokenizer: Tokenizer | None = None,
     ):
-        self.spec, self.tokenizer, self.aligner_tokenizer = spec, tokenizer, aligner_tokenizer
+        self.spec, self.tokenizer = spec, tokenizer
+        self.aligner_tokenizer, self.encoder_tokenizer = aligner_tokenizer, encoder_tokenizer
+        self.memory: Memory | None = None
         self.dtype = jnp.dtype(dtype or default_precision().compute)
         self._model = _assemble(spec.model, arrays)
         # Generation reads features, so that a clip is encoded once however often it is asked about.
@@ -84,6 +91,46 @@ class LoadedModel:
         """`{path: array}` of all parameters."""
         return tree.flatten(self._model)
 
+    def with_memory(self, memory: Memory, config: SantaConfig) -> LoadedModel:
+        """The same model, which draws the embedding of every clip towards a memory of texts (`infer.memory`)."""
+        model = copy.copy(self)
+        model.memory, model.spec = memory, replace(self.spec, model=replace(self.config, santa=config))
+        return model
+
+    @property
+    def towers(self) -> dict[str, jax.Array]:
+        """`{path: array}` of an encoder that is a CLAP: `audio.*`, `text.*`."""
+        self._check_clap()
+        return {p.removeprefix("encoder."): leaf for p, leaf in self.arrays.items() if p.startswith("encoder.")}
+
+    def embed_audio(self, clips: Sequence[Clip]) -> np.ndarray:
+        """Embeddings float32 [N, dim] of length 1 of clips, by an encoder that is a CLAP; without memory.
+
+        Raises:
+            UsageError: it is none. As `encode`.
+        """
+        self._check_clap()
+        return _unit(jnp.concatenate([self._encode([clip])[0] for clip in clips])[:, 0, 0])
+
+    def embed_text(self, texts: Sequence[str]) -> np.ndarray:
+        """Embeddings float32 [N, dim] of length 1 of texts, by an encoder that is a CLAP.
+
+        Raises:
+            UsageError: it is none, or has no text tower or tokenizer. DataError: a text is empty.
+        """
+        self._check_clap()
+        encoder = self.config.encoder
+        if encoder.vocab_size is None or self.encoder_tokenizer is None:
+            missing = "text tower" if encoder.vocab_size is None else "tokenizer for its text tower"
+            raise UsageError(f"this model has no {missing}: give the CLAP itself, which reads texts too")
+        captions = Captions(self.encoder_tokenizer, encoder.text_tokens, encoder.text_gap)
+        ids = np.stack([captions.numpy(text) for text in texts])
+        return _unit(_encode(self._model, jnp.asarray(ids))[:, 0, 0])
+
+    def _check_clap(self) -> None:
+        if not isinstance(self.config.encoder, ClapEncoderConfig):
+            raise UsageError("this model listens through no CLAP, and has no common space of clips and texts")
+
     def encode(self, audio: Sequence[Clip], segments: int = 1) -> list[jax.Array]:
         """Encoder features [S, K, T, D] of each clip, S = 1 if it is no longer than the front end's window.
 
@@ -97,6 +144,13 @@ class LoadedModel:
             AudioError: a clip cannot be used, or is longer than the segments; the message names it. UsageError: there
                 is no clip, or this model's front end has no segments.
         """
+        features = self._encode(audio, segments)
+        if self.memory is None:
+            return features
+        return [santa(z[:, 0, 0], self.memory, self.config.santa).astype(z.dtype)[:, None, None] for z in features]
+
+    def _encode(self, audio: Sequence[Clip], segments: int = 1) -> list[jax.Array]:
+        """`encode` without memory."""
         if not len(audio):
             raise UsageError("no clips: give one at least")
         frames = [windows(clip, self.config.frontend, segments) for clip in audio]
@@ -334,6 +388,11 @@ def _assemble(config: AlmConfig, arrays: Mapping[str, Any]) -> AudioLanguageMode
 @jax.jit
 def _encode(model: AudioLanguageModel, frames: jax.Array) -> jax.Array:
     return jnp.moveaxis(model.encode(frames).values, 0, 1)
+
+
+def _unit(embeddings: jax.Array) -> np.ndarray:
+    embeddings = np.asarray(embeddings, np.float32)
+    return embeddings / np.linalg.norm(embeddings, axis=-1, keepdims=True)
 
 
 @jax.jit
