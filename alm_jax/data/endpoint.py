@@ -1,4 +1,4 @@
-"""Text from a language model behind an OpenAI-compatible endpoint: asked patiently, every answer kept in a journal.
+"""Text, and vectors of texts, from a model behind an OpenAI-compatible endpoint: asked patiently, answers journalled.
 
 Over the standard library alone. An endpoint that is slow, busy or broken is asked again after a while; an answer that
 is of no use is asked for anew a few times, and stays in the journal with what is wrong with it.
@@ -17,12 +17,13 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from alm_jax.core.errors import ConfigError, DataError, EndpointError
 
 _BUSY = (408, 409, 425, 429)  # and 5xx: what a server may say while it is overloaded or starting
 _LONGEST_PAUSE = 60.0
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,22 @@ def chat(endpoint: Endpoint, prompt: str, stop: threading.Event | None = None) -
     Raises:
         EndpointError: it refuses, or fails `tries` times.
     """
-    stop = stop or threading.Event()
+    body = {"messages": [{"role": "user", "content": prompt}], "temperature": endpoint.temperature}
+    return _insist(endpoint, lambda: _text(_post(endpoint, "chat/completions", body)), stop or threading.Event())
+
+
+def embed(endpoint: Endpoint, texts: Sequence[str]) -> list[list[float]]:
+    """The model's vector of each text, in one request.
+
+    Raises:
+        EndpointError: as `chat`.
+    """
+    asked = {"input": list(texts)}
+    return _insist(endpoint, lambda: _vectors(_post(endpoint, "embeddings", asked), len(texts)), threading.Event())
+
+
+def _insist(endpoint: Endpoint, ask_once: Callable[[], Answer], stop: threading.Event) -> Answer:
+    """What a request gives, sent again after a while if the server is slow, busy or broken."""
     pause, problem = endpoint.pause, ""
     for attempt in range(endpoint.tries):
         if attempt:
@@ -68,7 +84,7 @@ def chat(endpoint: Endpoint, prompt: str, stop: threading.Event | None = None) -
                 break
             pause *= 2
         try:
-            return _send(endpoint, prompt)
+            return ask_once()
         except urllib.error.HTTPError as error:
             problem = f"HTTP {error.code} {error.reason}"
             if error.code not in _BUSY and error.code < 500:
@@ -77,7 +93,7 @@ def chat(endpoint: Endpoint, prompt: str, stop: threading.Event | None = None) -
         except (OSError, http.client.HTTPException) as error:  # refused, reset, timed out, cut short
             problem = str(error) or type(error).__name__
         except ValueError as error:
-            problem = f"not an answer of the chat completions API ({error})"
+            problem = f"not an answer of the API ({error})"
     raise EndpointError(
         f"{endpoint.url}: no answer in {attempt + 1} tries (the last: {problem}); what was answered is kept: the "
         "same command goes on from there"
@@ -184,16 +200,18 @@ def ask(
     return [journal.answers[key] for key in keys]
 
 
-def _send(endpoint: Endpoint, prompt: str) -> str:
-    messages = [{"role": "user", "content": prompt}]
-    body = {"model": endpoint.model, "messages": messages, "temperature": endpoint.temperature}
+def _post(endpoint: Endpoint, path: str, body: Mapping[str, Any]) -> Any:
+    """What the server answers, parsed; ValueError if it is no JSON."""
     headers = {"Content-Type": "application/json"}
     if endpoint.key:
         headers["Authorization"] = f"Bearer {endpoint.key}"
-    url = f"{endpoint.url.rstrip('/')}/chat/completions"
-    request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+    url = f"{endpoint.url.rstrip('/')}/{path}"
+    request = urllib.request.Request(url, json.dumps({"model": endpoint.model, **body}).encode(), headers)
     with urllib.request.urlopen(request, timeout=endpoint.timeout) as response:
-        told = json.loads(response.read())
+        return json.loads(response.read())
+
+
+def _text(told: Any) -> str:
     try:
         answer = told["choices"][0]["message"]["content"]
     except (KeyError, IndexError, TypeError):
@@ -201,6 +219,16 @@ def _send(endpoint: Endpoint, prompt: str) -> str:
     if not isinstance(answer, str):
         raise ValueError("no text in choices[0].message.content")
     return answer
+
+
+def _vectors(told: Any, count: int) -> list[list[float]]:
+    try:
+        vectors = [each["embedding"] for each in sorted(told["data"], key=lambda each: each["index"])]
+    except (KeyError, TypeError):
+        vectors = []
+    if len(vectors) != count or not all(isinstance(vector, list) and vector for vector in vectors):
+        raise ValueError(f"not {count} vectors in data[].embedding")
+    return vectors
 
 
 def _key(endpoint: Endpoint, prompt: str) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 HANG, HALF = "hang", "half"  # in the place of a status: no answer in time; a body that is cut off
 
@@ -18,7 +19,7 @@ class StandIn:
     """A running server: its URL, the prompts that it was sent, and the headers of the last request."""
 
     url: str = ""
-    prompts: list[str] = field(default_factory=list)
+    prompts: list[Any] = field(default_factory=list)
     headers: dict[str, str] = field(default_factory=dict)
     body: dict = field(default_factory=dict)
 
@@ -29,19 +30,22 @@ def said(text: str) -> str:
 
 
 @contextmanager
-def serving(reply: Callable[[int, str], tuple[int | str, str]]) -> Iterator[StandIn]:
-    """A server that replies (status, body) to the n-th request, counted from 0, and its prompt."""
+def serving(
+    reply: Callable[[int, Any], tuple[int | str, str]],
+    prompt: Callable[[dict], Any] = lambda body: body["messages"][0]["content"],
+) -> Iterator[StandIn]:
+    """A server that replies (status, body) to the n-th request, counted from 0, and its `prompt`."""
     stand_in, lock = StandIn(), threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            prompt = body["messages"][0]["content"]
+            asked = prompt(body)
             with lock:
                 number = len(stand_in.prompts)
-                stand_in.prompts.append(prompt)
+                stand_in.prompts.append(asked)
                 stand_in.headers, stand_in.body = dict(self.headers), body | {"path": self.path}
-            status, text = reply(number, prompt)
+            status, text = reply(number, asked)
             if status == HANG:
                 time.sleep(1.0)
                 return
