@@ -25,11 +25,12 @@ from alm_jax.convert import (
     ltu,
     ltu_as,
     mats,
+    qformer,
     vit,
     whisper,
 )
 from alm_jax.convert.formats import TensorFile
-from alm_jax.convert.load import fold
+from alm_jax.convert.load import Beginning, fold
 from alm_jax.convert.names import PLAIN, PUBLISHED, Style
 from alm_jax.convert.rules import Table
 from alm_jax.core.config import config_types
@@ -60,6 +61,7 @@ class Layout:
         whole: of a part of a larger model (an encoder), the layout of a file that holds all of that.
         parts: of a system's layout, the classes of the encoder's and the aligner's config.
         listens: of a model that is no encoder, what makes one of its config, and the encoder's table.
+        begins: the class of config of a part that may begin as such a model, and how.
     """
 
     signature: tuple[str, ...]
@@ -72,6 +74,7 @@ class Layout:
     whole: str = ""
     parts: tuple[type, ...] = ()
     listens: tuple[Callable[[Any], Any], Callable[[Any], Table]] | None = None
+    begins: tuple[type, Callable[[Any], Beginning]] | None = None
 
 
 _WHISPER_HEADS = "encoder_attention_heads"
@@ -236,6 +239,7 @@ LAYOUTS = {
         bert.hf,
         bert.sizes,
         settings=bert.to_hf_config,
+        begins=(QFormerConfig, qformer.from_bert),
     ),
     "alm": Layout(("*.kernel",), alm.own, alm.sizes),
     "llama_lora": Layout(("*layers.0.*_proj.lora_A.*weight",), llama.hf, llama.sizes, becomes="llama_hf"),

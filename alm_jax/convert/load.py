@@ -23,6 +23,20 @@ _PROBE = 64  # leading rows by which two tensors that should be tied are compare
 
 
 @dataclass(frozen=True)
+class Beginning:
+    """How another model's checkpoint begins a part.
+
+    Attributes:
+        tables: together they read the file; more than one where it fills several parameters with a tensor.
+        lacks: patterns of parameters that it does not hold. grows: paths of which it may hold the first rows alone.
+    """
+
+    tables: tuple[Table, ...]
+    lacks: tuple[str, ...] = ()
+    grows: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Contents:
     """A file's keys by what a table makes of them; each maps a canonical name to the file's own.
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from alm_jax.convert.formats import TensorFile
+from alm_jax.convert.load import Beginning
 from alm_jax.convert.rules import LINEAR, SCALAR, TABLE, VECTOR, Rearrange, Rule, Table, each
 from alm_jax.convert.sizes import count, from_settings, heads_of, number, settings_of, shape_of, to_settings
 from alm_jax.models.aligners.qformer import PretrainingConfig, QFormerConfig
@@ -57,6 +58,38 @@ def official(config: QFormerConfig, norm: str = "ln_audio") -> Table:
         dead=("Qformer.bert.embeddings.position_ids",),
     )
     return table + (_no_heads() if config.pretraining is None else _heads())
+
+
+def from_bert(config: QFormerConfig) -> Beginning:
+    """What a Q-Former begins with of a BERT of its sizes (LAVIS `init_Qformer`, official `lam_qformer.py`).
+
+    Embeddings but for token types, self-attention, the text's feed-forwards and copies of them for the queries, and the
+    words' head. Queries, cross-attention and the words that were added (`[DEC]`) begin at random.
+    """
+    layers, bert = range(config.depth), "bert.encoder.layer.{i}."
+    attention = {f"attn.{name[0]}": f"attention.self.{name}" for name in ("query", "key", "value")}
+    attention |= {"attn.o": "attention.output.dense", "attn_norm": "attention.output.LayerNorm"}
+    rules = [
+        Rule("embed.embedding", "bert.embeddings.word_embeddings.weight", TABLE),
+        Rule("pos_embed", "bert.embeddings.position_embeddings.weight", TABLE),
+        *_pair("norm", "bert.embeddings.LayerNorm"),
+        *_stacked("blocks.", bert, attention | _TEXT_FEED_FORWARD, layers),
+    ]
+    unused = ("bert.embeddings.token_type_embeddings.*", "bert.embeddings.*_ids", "bert.pooler.*")
+    lacks = ("queries", "audio_norm.*", "cross.*", "proj.*", "heads.*")
+    if config.pretraining is None:
+        unused += ("cls.*",)
+    else:
+        rules += [
+            *_pair("heads.transform", "cls.predictions.transform.dense"),
+            *_pair("heads.norm", "cls.predictions.transform.LayerNorm"),
+            Rule("heads.word_bias", "cls.predictions.bias", VECTOR),
+        ]
+        unused += ("cls.seq_relationship.*", "cls.predictions.decoder.*")
+    queries = {ours: _TEXT_FEED_FORWARD[ours.removeprefix("query_")] for ours in _QUERY_FEED_FORWARD}
+    copies = Table(_stacked("blocks.", bert, queries, layers), ignored=("*",), bare=("bert.",))
+    table = Table(tuple(rules), ignored=unused, bare=("bert.",))
+    return Beginning((table, copies), lacks, ("embed.embedding", "heads.word_bias"))
 
 
 def hf(config: QFormerConfig) -> Table:

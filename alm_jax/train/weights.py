@@ -13,13 +13,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from alm_jax.convert import hub
 from alm_jax.convert.formats import TensorFile, open_tensors
 from alm_jax.convert.layouts import LAYOUTS, detect, kind_of
-from alm_jax.convert.load import fold, load
-from alm_jax.convert.rules import Table
+from alm_jax.convert.load import Beginning, fold, load, shapes_in
 from alm_jax.core import mesh as meshes
 from alm_jax.core import tree
 from alm_jax.core.errors import CheckpointError, ConfigError
@@ -134,9 +133,12 @@ def begin(experiment: Experiment, index: int, run: RunFolder, model: StageModel)
             start.carried |= {path: leaf for path, leaf in fresh.items() if path not in model.trained}
         start.origin |= {path: name for path in fresh}
         arrays |= fresh
-    scratch = random_values(experiment, model, [path for path in model.target if path not in arrays])
+    short = [path for path, leaf in arrays.items() if leaf.shape != model.target[path].shape]
+    scratch = random_values(experiment, model, [path for path in model.target if path not in arrays] + short)
+    start.origin |= {path: "random" for path in scratch if path not in arrays}
+    for path in short:  # what was added to a vocabulary
+        scratch[path] = scratch[path].at[: len(arrays[path])].set(arrays[path].astype(scratch[path].dtype))
     start.carried |= {path: leaf for path, leaf in scratch.items() if path not in model.trained}
-    start.origin |= {path: "random" for path in scratch}
     return _divide(start, arrays | scratch, model)
 
 
@@ -238,10 +240,17 @@ def _pretrained(weights: Weights, model: StageModel, lacking: Iterable[str]) -> 
     file = open_tensors(found.path)
     part, config = _part_of(model, weights.path)
     prefix = f"{part}." if part else ""
-    table = _table(weights, file, config)
+    given = _beginning(weights, file, config)
+    sources = [(file, table) for table in given.tables]
     target = {path.removeprefix(prefix): model.target[path] for path in mine}
+    held = shapes_in(file, given.tables[0]) if given.grows else {}
+    for path in given.grows:
+        if path in target and path in held and held[path].shape[0] < target[path].shape[0]:
+            alike = NamedSharding(model.mesh, PartitionSpec())
+            target[path] = jax.ShapeDtypeStruct(held[path].shape, target[path].dtype, sharding=alike)
     places = {path: leaf.sharding for path, leaf in target.items()}
-    arrays = load(target, [(file, table)], shardings=places, init=[p.removeprefix(prefix) for p in weights.init])
+    init = [*given.lacks, *(pattern.removeprefix(prefix) for pattern in weights.init)]
+    arrays = load(target, sources, shardings=places, init=init)
     source = Source(weights.source, found.revision or "", hub.hashes(file.path), (weights.path,))
     return {prefix + path: leaf for path, leaf in arrays.items()}, source
 
@@ -256,17 +265,20 @@ def _part_of(model: StageModel, pattern: str) -> tuple[str, Any]:
     return part, config
 
 
-def _table(weights: Weights, file: TensorFile, config: Any) -> Table:
+def _beginning(weights: Weights, file: TensorFile, config: Any) -> Beginning:
     """How the tensors of a checkpoint make the parameters of the part with a config."""
     layout, whole = detect(file.keys()), detect(file.keys(), whole=True)
     listens = LAYOUTS[whole].listens
     if listens is not None and isinstance(config, listens[0]):  # one tower of a CLAP
-        return listens[1](config)
+        return Beginning((listens[1](config),))
+    if (begins := LAYOUTS[layout].begins) is not None and isinstance(config, begins[0]):
+        return begins[1](config)
     if is_clap(config) and isinstance(clap := clap_config(config), kind_of(whole)):
         table = LAYOUTS[whole].table(clap)
-        return replace(table, rules=tuple(replace(rule, path=training_path(rule.path)) for rule in table.rules))
+        rules = tuple(replace(rule, path=training_path(rule.path)) for rule in table.rules)
+        return Beginning((replace(table, rules=rules),))
     if isinstance(config, kind_of(layout)):
-        return LAYOUTS[layout].table(config)
+        return Beginning((LAYOUTS[layout].table(config),))
     raise CheckpointError(
         f"{weights.source} has layout {layout}, which fits a {kind_of(layout).__name__}; {weights.path!r} is a "
         f"{type(config).__name__}"

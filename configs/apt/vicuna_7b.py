@@ -6,7 +6,7 @@
 As in the published code one stage of alignment is followed by one over all tasks, each batch from one data set; the
 paper's curriculum is `apt/vicuna_7b_paper`. The authors do not say how long it took. It reads rows that `alm tasks`
 makes under `data/apt` (the authors' sounds and splits are not published), Audio-MAE fine-tuned on AudioSet and Vicuna
-1.1 under `pretrained_mdls`. The Q-Former begins at random; the authors' began at BERT-mini, but for what reads audio.
+1.1 under `pretrained_mdls`. The Q-Former begins as BERT-mini, but for what reads audio.
 """
 
 from dataclasses import replace
@@ -104,7 +104,7 @@ def experiment(name: str, model: AlmConfig, stages: tuple[Stage, ...], **options
         "template": PLAIN,
         "tokenizer": VICUNA,
         "aligner_tokenizer": BERT,
-        "weights": (Weights("encoder.*", AUDIO_MAE),),
+        "weights": (Weights("encoder.*", AUDIO_MAE), Weights("aligner.*", BERT, init=("aligner.proj.*",))),
         "mesh": MeshConfig(data=1, fsdp=-1),
         "precision": MIXED,
         "seed": 42,

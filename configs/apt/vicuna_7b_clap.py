@@ -26,7 +26,7 @@ def get_config() -> Experiment:
     ratios = {name: ratio for name, ratio in module.TASKS.items() if name.endswith(("tagging", "captioning"))}
     stage = replace(
         linear.stages[0],
-        data=module.rows(ratios, 80, (48, 80, 128, 256, 448), module.MOST_CLIPS),
+        data=module.rows(ratios, 80, (48, 80, 128, 256, 448), max_slots=1),
         trainable=module.LISTENING,
     )
     return replace(

@@ -30,4 +30,5 @@ def get_config() -> Experiment:
         layout=replace(LAYOUT, aligner_text_tokens=0),
         aligner_tokenizer=None,
         stages=(replace(published.stages[-1], drop=()),),
+        weights=published.weights[:1],
     )

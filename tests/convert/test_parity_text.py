@@ -3,21 +3,24 @@
 import json
 import re
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alm_jax.convert import bert
+from alm_jax.convert import bert, qformer
 from alm_jax.convert.hub import resolve
 from alm_jax.convert.layouts import LAYOUTS
-from alm_jax.convert.load import contents
+from alm_jax.convert.load import contents, load
 from alm_jax.convert.save import export
 from alm_jax.core import tree
 from alm_jax.core.errors import CheckpointError
 from alm_jax.infer.sentences import MINILM, load_sentence_encoder
+from alm_jax.models.aligners.qformer import PretrainingConfig, QFormer, QFormerConfig
+from alm_jax.models.features import AlignerText
 from alm_jax.models.text.bert import Bert, BertConfig, sentence_embedding
-from tests.convert.dict_file import same_bits
-from tests.convert.parity import SIMPLE, assert_close, build, check_pair, record, state, torch
+from tests.convert.dict_file import DictFile, same_bits
+from tests.convert.parity import SIMPLE, assert_close, build, check_pair, randomise, record, state, torch
 
 pytestmark = pytest.mark.torch
 
@@ -64,6 +67,34 @@ def check(record_property, name, make, pooler, types, pad_id=0):
         rebuilt=lambda: make(bert.to_hf_config(config)),
         flat=KEY_BIAS,
     )
+
+
+def test_a_qformer_begins_as_a_bert():
+    """Its text alone is BERT's without token types, its words too; queries have copies of the text's feed-forwards."""
+    from transformers import BertConfig as Config
+    from transformers import BertForMaskedLM
+
+    theirs = randomise(BertForMaskedLM(Config(**SIZES)).eval())
+    torch.nn.init.zeros_(theirs.bert.embeddings.token_type_embeddings.weight)
+    sizes = {"hidden": 32, "mlp_dim": 48, "depth": 3, "heads": 4, "vocab_size": 40, "positions": 12, "cross_every": 2}
+    config = QFormerConfig(dim=8, out_dim=None, queries=3, **sizes, pretraining=PretrainingConfig(6))
+    like = tree.abstract(lambda key: QFormer(config, key))
+    given = qformer.from_bert(config)
+    sources = [(DictFile(state(theirs)), table) for table in given.tables]
+    read = load(tree.flatten(like), sources, init=given.lacks)
+    lacking = {path.split(".")[0] for path in tree.flatten(like).keys() - read.keys()}
+    assert lacking == {"queries", "audio_norm", "cross", "heads"}
+    for path in ("up.kernel", "up.bias", "down.kernel", "down.bias"):
+        assert np.array_equal(read[f"blocks.query_mlp.{path}"], read[f"blocks.mlp.{path}"])
+    assert np.array_equal(read["blocks.query_mlp_norm.scale"], read["blocks.mlp_norm.scale"])
+    ours = tree.unflatten(like, tree.flatten(QFormer(config, jax.random.key(0))) | read)
+    text = AlignerText(jnp.array(IDS), jnp.array(MASK == 1))
+    hidden = ours.outputs(jnp.zeros((2, 1, 8)), text, "unimodal")[1]
+    with torch.no_grad():
+        out = theirs(torch.tensor(IDS), torch.tensor(MASK), output_hidden_states=True)
+    assert_close(hidden * MASK[..., None], out.hidden_states[-1] * torch.tensor(MASK)[..., None], SIMPLE)
+    words = ours.heads.words(hidden, ours.embed)
+    assert_close(words * MASK[..., None], out.logits * torch.tensor(MASK)[..., None], SIMPLE)
 
 
 def test_bert(record_property):

@@ -1,11 +1,14 @@
 """APT's stages in one run: aligned without a language model, then answering with one."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import soundfile
 
 import alm_jax
+from alm_jax.cli.main import main
 from alm_jax.core.config import apply_overrides, load_config_file
 from alm_jax.core.errors import ConfigError
 from alm_jax.train.checkpoint import RunFolder
@@ -62,6 +65,17 @@ def test_a_run_holds_the_tokenizer_of_its_aligner(done):
     assert (done / "aligner_tokenizer" / "tokenizer.json").is_file()
     model = alm_jax.load(done)
     assert model.aligner_tokenizer.vocab_size == model.config.aligner.vocab_size - 1  # [DEC] is the aligner's own
+
+
+def test_a_run_that_ends_with_its_alignment_cannot_be_asked(done, tmp_path, capsys):
+    """It has no decoder yet; one line says so, before anything is made of the clip."""
+    run = shutil.copytree(done, tmp_path / "run")
+    shutil.rmtree(run / "stages" / "1_single")
+    soundfile.write(tmp_path / "a.wav", np.zeros(16000), 16000)
+    assert main(["ask", str(run), "--audio", str(tmp_path / "a.wav"), "What is heard?"]) == 2
+    out, err = capsys.readouterr()
+    said = "this model is an aligner without a decoder, and cannot answer: train the stage after it"
+    assert out == "" and said in err.splitlines()[-1]
 
 
 def test_a_tokenizer_has_to_fit_the_aligner(tmp_path, caches):

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from alm_jax.convert import clap, llama
+from alm_jax.convert import bert, clap, llama
 from alm_jax.convert.names import PLAIN
 from alm_jax.convert.save import export, save_safetensors
 from alm_jax.core import tree
@@ -19,9 +19,11 @@ from alm_jax.models.clap import Clap, ClapConfig
 from alm_jax.models.decoders.gpt2 import Gpt2Config
 from alm_jax.models.encoders.clap import ClapEncoderConfig
 from alm_jax.models.encoders.htsat import HtsatConfig
+from alm_jax.models.text.bert import Bert, BertConfig
 from alm_jax.train.checkpoint import RunFolder
 from alm_jax.train.config import Weights
 from alm_jax.train.weights import StageModel, begin, restore
+from tests.train import test_apt_run as apt_run
 from tests.train.runs import short
 
 SEED = 5
@@ -162,6 +164,33 @@ def test_an_encoder_is_towers_of_a_whole_clap(tmp_path, towers):
     assert {path.split(".")[0] for path in heard} == ({"audio", "text"} if towers == "both" else {towers})
     for path, leaf in heard.items():
         np.testing.assert_array_equal(leaf, whole[path], err_msg=path)
+
+
+def test_an_aligner_begins_as_a_bert(tmp_path):
+    """The rows of its words that BERT lacks, `[DEC]`'s and ten more, are as random as without it; on a resume too."""
+    base = apt_run.short()
+    aligner = base.model.aligner
+    sizes = {"dim": aligner.hidden, "depth": aligner.depth, "heads": aligner.heads, "mlp_dim": aligner.mlp_dim}
+    config = BertConfig(vocab_size=aligner.vocab_size - 11, positions=aligner.positions, **sizes)
+    model = tree.flatten(Bert(config, jax.random.key(99)))
+    save_safetensors(tmp_path / "bert", export(model, bert.hf(config), PLAIN))
+    stage = replace(base.stages[0], trainable=("aligner.queries",))
+    plain = replace(base, stages=(stage,), weights=())
+    experiment = replace(plain, weights=(Weights("aligner.*", str(tmp_path / "bert")),))
+    model_, start, folder = begun(experiment, tmp_path)
+    found, words = start.frozen, np.asarray(model["embed.words.embedding"])
+    np.testing.assert_array_equal(found["aligner.embed.embedding"][: len(words)], words)
+    random = begin(plain, 0, RunFolder.create(tmp_path / "plain", {}), model_of(plain)).frozen
+    np.testing.assert_array_equal(
+        found["aligner.embed.embedding"][len(words) :], random["aligner.embed.embedding"][len(words) :]
+    )
+    np.testing.assert_array_equal(found["aligner.cross.attn.k.kernel"], random["aligner.cross.attn.k.kernel"])
+    for name in ("mlp", "query_mlp"):
+        np.testing.assert_array_equal(found[f"aligner.blocks.{name}.up.kernel"], model["blocks.mlp.up.kernel"])
+    again = restore(experiment, 0, folder, model_).frozen
+    assert again.keys() == found.keys()
+    for path in again:
+        np.testing.assert_array_equal(again[path], found[path], err_msg=path)
 
 
 def test_sources_that_do_not_fit(decoder, tmp_path):
