@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from alm_jax.core.sequence import Audio, Part, Text
 from alm_jax.data.rows import AUDIO_MARK, AudioRow
+from alm_jax.data.text import mats_answer
 
 
 @dataclass(frozen=True)
@@ -16,11 +18,17 @@ class Template:
         name: for records.
         no_input: the prompt, with `{instruction}`, and `<audio>` if a row's clips stand elsewhere than before it.
         with_input: the prompt of a row whose `input` is not empty, with `{instruction}` and `{input}`.
+        answers: how a model's answers are written: as it gives them, or as MATS's evaluation writes them.
     """
 
     name: str
     no_input: str
     with_input: str
+    answers: Literal["plain", "mats"] = "plain"
+
+    def finished(self, answer: str) -> str:
+        """An answer as it is written, without blanks around it."""
+        return mats_answer(answer) if self.answers == "mats" else answer.strip()
 
     def prompt(self, instruction: str, input: str = "") -> str:
         return (self.with_input if input else self.no_input).format(instruction=instruction, input=input)
@@ -66,5 +74,6 @@ MATS = Template(
     name="mats",
     no_input="USER: <Speech><audio></Speech> {instruction}\nASSISTANT:",
     with_input="USER: <Speech><audio></Speech> {instruction}\n{input}\nASSISTANT:",
+    answers="mats",
 )
 """MATS's; its training put a tag before the question (`[audio caption] What does this audio describe?`)."""

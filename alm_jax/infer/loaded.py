@@ -16,7 +16,7 @@ from flax import nnx
 from alm_jax.core import tree
 from alm_jax.core.errors import UsageError
 from alm_jax.core.precision import default_precision
-from alm_jax.core.sequence import Batch, Layout, Part, Row, Text, collate
+from alm_jax.core.sequence import Batch, Image, Layout, Part, Row, Text, collate
 from alm_jax.data.captions import Captions
 from alm_jax.data.layout import lay_out, lay_out_prompt
 from alm_jax.data.rows import AudioRow
@@ -24,12 +24,14 @@ from alm_jax.data.templates import Template
 from alm_jax.data.tokenizer import Tokenizer
 from alm_jax.infer.clips import Clip, check_marks, windows, with_examples
 from alm_jax.infer.generate import generate
+from alm_jax.infer.images import Picture, pixels
 from alm_jax.infer.rank import rank
 from alm_jax.infer.sampling import Sampling
 from alm_jax.models.alm import AlmConfig, AudioLanguageModel, build
 from alm_jax.models.encoders.clap import ClapEncoderConfig
 from alm_jax.models.santa import Memory, SantaConfig, santa
 
+_NOTHING = np.zeros((0, 0, 0, 3), np.float32)  # of no images
 LENGTH_BUCKET = 32  # prompt lengths are rounded up to it, so that few prefills are ever compiled
 
 
@@ -151,11 +153,25 @@ class LoadedModel:
 
     def _encode(self, audio: Sequence[Clip], segments: int = 1) -> list[jax.Array]:
         """`encode` without memory."""
+        if self.config.frontend is None:
+            raise UsageError("this model does not hear: leave audio out")
         if not len(audio):
             raise UsageError("no clips: give one at least")
         frames = [windows(clip, self.config.frontend, segments) for clip in audio]
         features = _encode(self._model, jnp.asarray(np.concatenate(frames), self.dtype))
         return jnp.split(features, np.cumsum([len(clip) for clip in frames])[:-1])
+
+    def see(self, images: Sequence[Picture]) -> np.ndarray:
+        """What the image encoder reads of pictures, or of the frames of a video: float32 [I, size, size, 3].
+
+        Raises:
+            UsageError: this model does not see. DataError: a picture cannot be read.
+        """
+        if self.config.vision is None:
+            if images:
+                raise UsageError("this model does not see: leave images out, or give one that does (APT-BLIP-2)")
+            return _NOTHING
+        return pixels(images, self.config.vision.frontend)
 
     def embed(self, audio: Clip | Sequence[Clip]) -> np.ndarray:
         """What the decoder hears: aligner tokens float32 [T, D] of one clip, or [N, T, D] of a list of clips."""
@@ -170,6 +186,7 @@ class LoadedModel:
         *,
         input: str | Sequence[str] = "",
         examples: Sequence[tuple[Clip, str]] = (),
+        images: Sequence[Picture] = (),
         segments: int = 1,
         max_new_tokens: int = 128,
         sampling: Sampling | None = None,
@@ -184,6 +201,7 @@ class LoadedModel:
                 for all, or a list with a clip, a list of clips or None for each.
             input: further text that the question is about (LTU-AS: a transcript); one for all questions, or one each.
             examples: clips, each with the text that follows it, before every question (few-shot prompts).
+            images: pictures, or the frames of a video in order, that every question is about; they come first.
             segments: see `encode`.
             max_new_tokens: longest answer. sampling: None takes the system's own. seed: of the draw, if any.
             on_text: called with each new piece of the answer to a single question.
@@ -193,13 +211,15 @@ class LoadedModel:
 
         Raises:
             UsageError: no question or an empty one, lists of different lengths, marks that are not as many as clips, or
-                a prompt and an answer longer than the model reads. AudioError: a clip cannot be used.
+                a prompt and an answer longer than the model reads. AudioError, DataError: a clip, a picture cannot be
+                used.
         """
         questions, features = self._hear(question, audio, examples, segments)
         answers = self.answer(
             questions,
             features,
             input=input,
+            seen=self.see(images),
             max_new_tokens=max_new_tokens,
             sampling=sampling,
             seed=seed,
@@ -215,6 +235,7 @@ class LoadedModel:
         *,
         input: str | Sequence[str] = "",
         examples: Sequence[tuple[Clip, str]] = (),
+        images: Sequence[Picture] = (),
         segments: int = 1,
     ) -> dict[str, float] | list[dict[str, float]]:
         """How likely the model holds each of some answers (`predict_class` of LAVIS and APT).
@@ -229,7 +250,7 @@ class LoadedModel:
             As `generate`; UsageError: no choices, or an empty one.
         """
         questions, features = self._hear(question, audio, examples, segments)
-        ranked = self.likelihoods(questions, features, [choices] * len(questions), input=input)
+        ranked = self.likelihoods(questions, features, [choices] * len(questions), input=input, seen=self.see(images))
         return ranked[0] if isinstance(question, str) else ranked
 
     def answer(
@@ -238,16 +259,18 @@ class LoadedModel:
         features: Sequence[Sequence[jax.Array]],
         *,
         input: str | Sequence[str] = "",
+        seen: np.ndarray = _NOTHING,
         max_new_tokens: int = 128,
         sampling: Sampling | None = None,
         seed: int = 0,
         on_text: Callable[[str], None] | None = None,
     ) -> list[str]:
-        """As `generate`, from what `encode` gave of each question's clips, in their order (empty: no audio)."""
-        rows = self._rows(questions, features, input, max_new_tokens)
+        """As `generate`, from what `encode` gave of each question's clips, in their order (empty: no audio), and `see`
+        of the images."""
+        rows = self._rows(questions, features, input, max_new_tokens, len(seen))
         answers = generate(
             self._reader,
-            self._batch(rows, features),
+            self._batch(rows, features, seen),
             max_new_tokens=max_new_tokens,
             sampling=sampling or self.spec.sampling,
             eos_ids=(self.tokenizer.eos_id,),
@@ -255,7 +278,7 @@ class LoadedModel:
             dtype=self.dtype,
             on_token=None if on_text is None else _Stream(self.tokenizer, on_text),
         )
-        return [self.tokenizer.decode(ids).strip() for ids in answers]
+        return [self.spec.template.finished(self.tokenizer.decode(ids)) for ids in answers]
 
     def likelihoods(
         self,
@@ -264,31 +287,35 @@ class LoadedModel:
         choices: Sequence[Sequence[str]],
         *,
         input: str | Sequence[str] = "",
+        seen: np.ndarray = _NOTHING,
     ) -> list[dict[str, float]]:
         """As `rank`, from features (see `answer`) and each question's own choices."""
         if not all(given and all(choice.strip() for choice in given) for given in choices):
             raise UsageError("a question has no choices, or an empty one: give each some text")
-        rows = self._rows(questions, features, input, max(map(self.room, choices)))
+        rows = self._rows(questions, features, input, max(map(self.room, choices)), len(seen))
         ids = [
-            [self._answer_ids(row, *asked, choice) for choice in given]
+            [self._answer_ids(row, *asked, len(seen), choice) for choice in given]
             for row, given, *asked in zip(rows, choices, questions, features, self._inputs(questions, input))
         ]
-        means = rank(self._reader, self._batch(rows, features), ids, dtype=self.dtype).mean
+        means = rank(self._reader, self._batch(rows, features, seen), ids, dtype=self.dtype).mean
         ranked = [sorted(zip(given, row.tolist()), key=lambda pair: -pair[1]) for given, row in zip(choices, means)]
         return [dict(pairs) for pairs in ranked]
 
-    def prompt(self, question: str, features: Sequence[jax.Array] = (), input: str = "", room: int = 0) -> Row:
+    def prompt(
+        self, question: str, features: Sequence[jax.Array] = (), input: str = "", room: int = 0, images: int = 0
+    ) -> Row:
         """The row of a question, to generate from.
 
         Args:
-            features: see `answer`. room: positions that have to be left for the answer.
+            features: see `answer`. room: positions that have to be left for the answer. images: how many lead.
 
         Raises:
             UsageError: it is empty, its marks are not as many as its clips, or it is longer than the model reads.
         """
         if self.config.decoder is None:
             raise UsageError("this model is an aligner without a decoder, and cannot answer: train the stage after it")
-        row = lay_out_prompt(self._parts(question, len(features), input), self.spec.layout, **self._options(features))
+        parts = self._parts(question, len(features), input, images)
+        row = lay_out_prompt(parts, self.spec.layout, **self._options(features))
         limit = self._reader.decoder.limit
         if len(row) + room - 1 > limit:  # the last new token is chosen and not read
             raise UsageError(
@@ -316,17 +343,18 @@ class LoadedModel:
         features = dict(found)
         return [q for q, _ in asked], [[features[id(clip)] for clip in clips] for _, clips in asked]
 
-    def _parts(self, question: str, clips: int, input: str) -> list[Part]:
+    def _parts(self, question: str, clips: int, input: str, images: int) -> list[Part]:
         if not question.strip():
             raise UsageError("the question is empty")
         check_marks(question + input, clips)
         row = AudioRow(question, input, tuple(map(str, range(clips))))
-        return self.spec.template.parts(row, answer=False)
+        return [*map(Image, range(images)), *self.spec.template.parts(row, answer=False)]
 
     def _options(self, features: Sequence[jax.Array]) -> dict[str, Any]:
         return {
             "tokenizer": self.tokenizer,
             "audio_tokens": self.config.audio_tokens,
+            "image_tokens": self.config.image_tokens,
             "slots": [len(clip) for clip in features],
             "aligner_tokenizer": self.aligner_tokenizer,
         }
@@ -337,21 +365,23 @@ class LoadedModel:
             raise UsageError(f"{len(questions)} questions but {len(inputs)} inputs: give one for all, or one each")
         return inputs
 
-    def _rows(self, questions, features, input, room: int) -> list[Row]:
+    def _rows(self, questions, features, input, room: int, images: int) -> list[Row]:
         asked = zip(questions, features, self._inputs(questions, input), strict=True)
-        return [self.prompt(*each, room) for each in asked]
+        return [self.prompt(*each, room, images) for each in asked]
 
-    def _answer_ids(self, prompt: Row, question: str, features: Sequence[jax.Array], input: str, choice: str):
+    def _answer_ids(self, prompt: Row, question: str, features: Sequence[jax.Array], input: str, images, choice: str):
         """Ids of an answer as it follows its prompt in training."""
         layout = replace(self.spec.layout, eos=False, max_text_tokens=sys.maxsize, max_answer_tokens=None)
-        parts = [*self._parts(question, len(features), input), Text(choice, loss=True)]
+        parts = [*self._parts(question, len(features), input, images), Text(choice, loss=True)]
         return lay_out(parts, layout, **self._options(features)).tokens[len(prompt) :]
 
-    def _batch(self, rows: list[Row], features: Sequence[Sequence[jax.Array]]) -> Batch:
+    def _batch(self, rows: list[Row], features: Sequence[Sequence[jax.Array]], seen: np.ndarray) -> Batch:
         length = -(-max(map(len, rows)) // LENGTH_BUCKET) * LENGTH_BUCKET
         length = min(length, self._reader.decoder.limit)
         slots = max(len(row.clips) for row in rows)
-        batch = collate(rows, length, slots=slots, pad="left")
+        batch = collate(rows, length, slots=slots, images=len(seen), pad="left")
+        if len(seen):
+            batch.image = jnp.broadcast_to(jnp.asarray(seen, self.dtype), (len(rows), *seen.shape))
         if slots:
             silence = jnp.zeros(self.config.aligner.feature_shape, self.dtype)
             heard = [[window for clip in clips for window in clip] for clips in features]

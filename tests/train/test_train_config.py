@@ -42,12 +42,16 @@ def test_variants_of_shipped_configs_make_models(name):
 
 
 def test_published_sizes():
-    """Trainable parameters that LTU's README and LTU-AS's give (less the norms of LTU that are never used)."""
+    """Trainable parameters that LTU's README and LTU-AS's give (less norms of LTU that are never used), and those of
+    MATS's code."""
     for name, stage, published, dead in (
         ("ltu/vicuna_7b", 0, 3_149_824, 0),
         # 11 blocks with norm{1,2}_{a,v} and one with norm{1,2} and norm{1,2}_v: 48 norms of 2 x 768 values.
         ("ltu/vicuna_7b", 1, 93_065_216, 48 * 2 * 768),
         ("ltu_as/vicuna_7b", 1, 48_793_600, 0),
+        # MATS's mapper, projection and LoRA (its checkpoint has 2 x 1024 values of a norm that is never used).
+        ("mats/vicuna_7b", 0, 109_199_360 + 4_198_400 + 4_194_304, 0),
+        ("mats/audio", 0, 109_199_360 + 4_198_400 + 4_194_304, 0),
     ):
         experiment = load_config_file(name).get_config()
         model = model_of(experiment, experiment.stages[stage])
