@@ -15,6 +15,7 @@ from alm_jax.core.mesh import constrain
 from alm_jax.core.sequence import Batch
 from alm_jax.layers import initializers as init
 from alm_jax.models.aligners.clap_heads import ClapHeadsConfig
+from alm_jax.models.aligners.mae_decoder import MaeDecoderConfig
 from alm_jax.models.aligners.mapper import MapperConfig
 from alm_jax.models.aligners.pooled_linear import PooledLinearConfig
 from alm_jax.models.aligners.qformer import QFormerConfig
@@ -38,7 +39,7 @@ FrontendConfig = KaldiFbank | WhisperLogMel | LibrosaLogMel
 EncoderConfig = (
     CavMaeConfig | WhisperConfig | AudioMaeConfig | ClapEncoderConfig | HtsatConfig | AstConfig | Cnn14Config
 )
-AlignerConfig = PooledLinearConfig | TltrConfig | QFormerConfig | MapperConfig | ClapHeadsConfig
+AlignerConfig = PooledLinearConfig | TltrConfig | QFormerConfig | MapperConfig | ClapHeadsConfig | MaeDecoderConfig
 DecoderConfig = LlamaConfig | Gpt2Config
 
 

@@ -8,6 +8,7 @@ from alm_jax.core.config import did_you_mean
 from alm_jax.core.errors import ConfigError
 from alm_jax.layers.dense import Lora
 from alm_jax.models.aligners.clap_heads import ClapHeads, ClapHeadsConfig
+from alm_jax.models.aligners.mae_decoder import MaeDecoder, MaeDecoderConfig
 from alm_jax.models.aligners.mapper import Mapper, MapperConfig
 from alm_jax.models.aligners.pooled_linear import PooledLinear, PooledLinearConfig
 from alm_jax.models.aligners.qformer import PretrainingConfig, QFormer, QFormerConfig
@@ -42,6 +43,7 @@ ALIGNERS = {
     "qformer": (QFormerConfig, QFormer),
     "mapper": (MapperConfig, Mapper),
     "clap_heads": (ClapHeadsConfig, ClapHeads),
+    "mae_decoder": (MaeDecoderConfig, MaeDecoder),
 }
 DECODERS = {"llama": (LlamaConfig, Llama), "gpt2": (Gpt2Config, Gpt2)}
 TEXT = {"bert": (BertConfig, Bert)}
@@ -98,6 +100,7 @@ CONFIGS: dict[str, Any] = {
     "qformer": QFormerConfig(),
     "mapper": MapperConfig(),
     "clap_heads": ClapHeadsConfig(),
+    "mae_decoder": MaeDecoderConfig(),
     "blip2_qformer": QFormerConfig(**_BLIP, reads_text=False),
     "instructblip_qformer": QFormerConfig(**_BLIP),
     "qformer_pretraining": PretrainingConfig(),

@@ -12,7 +12,9 @@ import optax
 
 from alm_jax.core.errors import ConfigError
 from alm_jax.core.sequence import Batch
+from alm_jax.models.aligners.mae_decoder import MaeDecoder
 from alm_jax.models.apt import alignment_losses
+from alm_jax.models.encoders.audio_mae import AudioMae
 from alm_jax.models.features import AlignerText
 
 LossGroup = int | Literal["batch"]
@@ -57,6 +59,23 @@ def heard_words(model: Any, batch: Batch, weight: jax.Array, key: jax.Array | No
     said = jnp.take_along_axis(words, targets, axis=-1)  # [B, audio tokens, L]
     likelihood = jax.nn.logsumexp(said, axis=1) - jnp.log(said.shape[1])
     return -jnp.sum(jnp.where(weight > 0, likelihood * weight, 0.0)), {}
+
+
+def masked_reconstruction(model: Any, batch: Batch, weight: jax.Array, key: jax.Array | None, dtype: Any) -> Loss:
+    """Squared error of the hidden patches of each clip (Audio-MAE; survey equation 6), times the weight of its row.
+
+    Without a key, in validation, the same patches are always hidden.
+
+    Raises:
+        ConfigError: the model has another encoder or aligner, or rows hear several clips.
+    """
+    if not isinstance(model.aligner, MaeDecoder) or not isinstance(model.encoder, AudioMae):
+        raise ConfigError("objective masked_reconstruction needs an audio_mae encoder and a mae_decoder aligner")
+    if batch.audio.shape[1] != 1:
+        raise ConfigError(f"objective masked_reconstruction hears one clip a row; rows hear {batch.audio.shape[1]}")
+    key = jax.random.key(0) if key is None else key
+    error = model.aligner.reconstruction(model.encoder, batch.audio[:, 0].astype(dtype), key)
+    return jnp.sum(error * weight.sum(-1)), {}
 
 
 @dataclass(frozen=True)
@@ -144,6 +163,7 @@ audio_text_contrast = Compared(_towers, _contrast)
 OBJECTIVES: dict[str, Objective] = {
     "next_token": next_token,
     "heard_words": heard_words,
+    "masked_reconstruction": masked_reconstruction,
     "audio_text_alignment": audio_text_alignment,
     "audio_text_contrast": audio_text_contrast,
 }

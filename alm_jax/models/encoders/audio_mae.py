@@ -66,7 +66,7 @@ class AudioMae(nnx.Module):
         c, keys = config, jax.random.split(key, 4)
         self.patch_embed = PatchEmbed(c.patch, (c.stride, c.stride), c.dim, keys[0])
         self.class_token = init.normal(keys[1], (c.dim,), (ax.EMBED,))
-        self.pos_embed = init.Buffer(_sinusoids(c.dim, *c.grid), axes=(ax.POSITION, ax.EMBED))
+        self.pos_embed = init.Buffer(sinusoids(c.dim, *c.grid), axes=(ax.POSITION, ax.EMBED))
         make = lambda k: TransformerBlock(c.dim, c.heads, c.mlp_dim, k, norm_eps=c.norm_eps)
         self.blocks = stack.build(make, keys[2], c.depth)
         self.norm = LayerNorm(c.dim, c.norm_eps) if c.has_norm else None
@@ -102,6 +102,16 @@ class AudioMae(nnx.Module):
         last = last if self.config.global_pool else self.norm(last)
         return Features(pool_steps(last[:, 1:], pool)[None])
 
+    def seen(self, x: jax.Array, places: jax.Array) -> jax.Array:
+        """[B, frames, mels] -> [B, S, dim], encoded from the patches at `places` int [B, S] alone (pretraining)."""
+        x = self.embed(x) + self.pos_embed[...][1:].astype(x.dtype)
+        x = jnp.take_along_axis(x, places[..., None], axis=1)
+        token = (self.class_token[...] + self.pos_embed[...][0]).astype(x.dtype)
+        x = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, x.shape[2])), x], axis=1)
+        block = lambda layer, x, _: (constrain(layer(x), ax.BATCH, ax.LENGTH, None), None)
+        x, _ = stack.run(block, self.blocks, constrain(x, ax.BATCH, ax.LENGTH, None), remat=self.config.remat)
+        return self.norm(x)[:, 1:]
+
     def pooled(self, x: jax.Array) -> jax.Array:
         """[B, frames, mels] -> [B, dim], what the classifier reads; for models with a norm."""
         last, _ = self.streams(x)
@@ -121,7 +131,7 @@ class AudioMae(nnx.Module):
         return rearrange(x, "b (s n) m -> b s n m", s=count)
 
 
-def _sinusoids(dim: int, times: int, frequencies: int) -> jax.Array:
+def sinusoids(dim: int, times: int, frequencies: int) -> jax.Array:
     """Fixed positions [1 + patches, dim] (official `get_2d_sincos_pos_embed_flexible`): zeros for the class token;
     sines and cosines of the frequency index in the first half of the width, of the time index in the second."""
     rate = 10000.0 ** (-np.arange(dim // 4) / (dim / 4))
