@@ -15,16 +15,19 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from alm_jax.core.errors import AlmError, DataError, UsageError
+from alm_jax.core.errors import AlmError, AudioError, DataError, UsageError
 from alm_jax.core.files import write_text
 from alm_jax.data.rows import AudioRow, RowSet
-from alm_jax.infer.clips import check_segments
+from alm_jax.infer.clips import Clip, check_segments
 from alm_jax.infer.loaded import LoadedModel
 from alm_jax.infer.sampling import Sampling
 
 OWN = "meta"
 Choices = Sequence[str] | Literal["meta"]
 """Answers to choose from, or `OWN`: each row's."""
+Hearing = Callable[[Path], Clip]
+"""What is heard of a file; as text it says how, since answers depend on it."""
+Progress = Callable[[int, int], None]
 _CLIPS = 32  # clips whose features are kept: rows about one clip usually stand together
 
 
@@ -47,7 +50,8 @@ def answer_file(
     seed: int = 0,
     segments: int = 1,
     choices: Choices | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    hear: Hearing | None = None,
+    progress: Progress = lambda done, total: None,
 ) -> Answered:
     """Answer every row of a file; line i of `out` is row i with its `prediction`, or with an `error`.
 
@@ -60,6 +64,7 @@ def answer_file(
 
     Args:
         rows: of a file (`data.rows.read_rows`, with `need_output=False` for questions alone). out: JSON lines.
+        hear: what is heard of a file, where it is not the file itself.
         segments: see `LoadedModel.encode`. choices: answers to choose from, or `OWN`: the `choices` in each row's
             `meta` (few-shot episodes of `alm tasks` have them); `max_new_tokens`, `sampling` and `seed` have no use.
         progress: called with (rows done, all rows).
@@ -68,31 +73,72 @@ def answer_file(
         DataError: damaged answers, or rows that change meanwhile. UsageError: `out` holds something else, or answers of
             another model, other rows or other settings. AlmError: `out` cannot be written.
     """
-    out = Path(out)
     sampling = sampling or model.spec.sampling
-    with Path(rows.stamp[0]).open("rb") as file:
-        rows_hash = hashlib.file_digest(file, "sha256").hexdigest()
     settings = {
-        "rows": rows_hash,
         "model": fingerprint(model),
         "max_new_tokens": max_new_tokens,
         "sampling": asdict(sampling),
         "seed": seed,
         "segments": segments,
         "choices": choices if choices in (None, OWN) else list(choices),
+        "hear": None if hear is None else str(hear),
     }
+    check_segments(model.config.frontend, segments)
+    heard = lambda audio_id: rows.clip_path(audio_id) if hear is None else hear(rows.clip_path(audio_id))
+    encode = lru_cache(_CLIPS)(lambda audio_id: model.encode([heard(audio_id)], segments)[0])
+    options = {"max_new_tokens": max_new_tokens, "sampling": sampling, "seed": seed}
+    return _fill(rows, Path(out), settings, _Asking(model, encode, batch_size, choices, options), batch_size, progress)
+
+
+def embed_file(
+    model: LoadedModel,
+    rows: RowSet,
+    out: str | Path,
+    *,
+    batch_size: int = 8,
+    hear: Hearing | None = None,
+    progress: Progress = lambda done, total: None,
+) -> Answered:
+    """As `answer_file`, where a row's prediction is the embedding of its one clip, a list of numbers.
+
+    Raises:
+        As `answer_file`; UsageError: the model listens through no CLAP.
+    """
+
+    def embedded(chosen: Sequence[AudioRow]) -> list[dict[str, Any]]:
+        results = []
+        for row in chosen:
+            path = rows.clip_path(row.audio_id)
+            try:
+                vector = model.embed_audio([path if hear is None else hear(path)])[0]
+                results.append({"prediction": [float(f"{value:.7g}") for value in vector]})
+            except AudioError as error:
+                results.append({"error": str(error)})
+        return results
+
+    settings = {"model": fingerprint(model), "embeds": True, "hear": None if hear is None else str(hear)}
+    return _fill(rows, Path(out), settings, embedded, batch_size, progress)
+
+
+def _fill(
+    rows: RowSet,
+    out: Path,
+    settings: Mapping[str, Any],
+    results: Callable[[Sequence[AudioRow]], list[dict[str, Any]]],
+    batch_size: int,
+    progress: Progress,
+) -> Answered:
+    """Write each row with what `results` adds to it, from where a stopped run was."""
+    with Path(rows.stamp[0]).open("rb") as file:
+        settings = {"rows": hashlib.file_digest(file, "sha256").hexdigest(), **settings}
     with _writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         _agree(out, settings)
         done, failed = _recover(out, len(rows))
-    check_segments(model.config.frontend, segments)
-    encode = lru_cache(_CLIPS)(lambda audio_id: model.encode([rows.clip_path(audio_id)], segments)[0])
-    options = {"max_new_tokens": max_new_tokens, "sampling": sampling, "seed": seed}
-    asking = _Asking(model, encode, batch_size, choices, options)
 
     def lines(indices: Sequence[int]) -> list[bytes]:
         chosen = [rows[i] for i in indices]
-        told = [json.dumps(asdict(row) | found, ensure_ascii=False) for row, found in zip(chosen, asking(chosen))]
+        told = [json.dumps(asdict(row) | found, ensure_ascii=False) for row, found in zip(chosen, results(chosen))]
         return [f"{line}\n".encode() for line in told]
 
     progress(done - len(failed), len(rows))
