@@ -35,6 +35,7 @@ class Ask:
       alm ask runs/tiny --audio a.wav --audio b.wav "<audio> came before <audio>. What changed?"
       alm ask runs/tiny --audio clip.wav --choices "dog bark; rain; siren" "What is heard?"
       alm ask runs/tiny --example dog.wav "This is a dog" --example cat.wav "This is a cat" --audio c.wav "This is a"
+      alm ask apt_7b --base instructblip --image clip.mp4 --audio clip.wav "What happens?"      sees and hears
       alm ask runs/tiny --audio clip.wav --interactive
       alm ask runs/tiny --batch rows.jsonl --out answers.jsonl
       alm ask runs/tiny "What does a siren sound like?"            no sound
@@ -50,6 +51,10 @@ class Ask:
     """in quotes"""
     audio: Annotated[tyro.conf.UseAppendAction[tuple[Path, ...]], tyro.conf.arg(metavar="FILE")] = ()
     """sound file that is asked about; again for each further one"""
+    image: Annotated[tyro.conf.UseAppendAction[tuple[Path, ...]], tyro.conf.arg(metavar="FILE")] = ()
+    """picture or video that is asked about, before the sounds (APT-BLIP-2); again for each further one"""
+    frames: Annotated[int, tyro.conf.arg(metavar="N")] = 4
+    """of a video given as --image: so many of its frames"""
     example: Annotated[tyro.conf.UseAppendAction[tuple[tuple[Path, str], ...]], tyro.conf.arg(metavar="FILE TEXT")] = ()
     """a sound file and the text that follows it, before the question; again for each further one (few-shot)"""
     choices: Annotated[str | None, tyro.conf.arg(metavar="A;B;C")] = None
@@ -140,11 +145,18 @@ def _reply(options: Ask, model: Any, rows: Any) -> None:
     encode = lambda clips: model.encode(clips, options.segments) if clips else []
     texts = [text for _, text in options.example]
     examples = list(zip(encode([clip for clip, _ in options.example]), texts))
-    asker = _Asker(model, examples, _choices(options), options.input, settings)
+    seen = model.see(_pictures(options))
+    asker = _Asker(model, examples, _choices(options), options.input, seen, settings)
     if options.interactive:
         _chat(asker, encode, encode(options.audio))
     else:
         asker(options.question, encode(options.audio))
+
+
+def _pictures(options: Ask) -> list[Any]:
+    from alm_jax.infer.images import pictures
+
+    return [picture for path in options.image for picture in pictures(path, options.frames)]
 
 
 def _check(options: Ask) -> None:
@@ -155,11 +167,13 @@ def _check(options: Ask) -> None:
         raise UsageError("give one of these: a question in quotes, --interactive, --batch ROWS; see alm ask --help")
     if options.question is not None and not options.question.strip():
         raise UsageError("the question is empty: give it in quotes")
-    if options.batch is not None and (options.audio or options.input or options.example):
-        raise UsageError("--batch takes clips and input from its rows: leave --audio, --example and --input out")
+    if options.batch is not None and (options.audio or options.image or options.input or options.example):
+        raise UsageError(
+            "--batch takes clips and input from its rows: leave --audio, --image, --example and --input out"
+        )
     if (options.batch is None) != (options.out is None):
         raise UsageError("--batch ROWS and --out FILE, for its answers, go together: give both or neither")
-    for name in ("max_new_tokens", "batch_size", "segments"):
+    for name in ("max_new_tokens", "batch_size", "segments", "frames"):
         if getattr(options, name) < 1:
             raise UsageError(f"--{name.replace('_', '-')} {getattr(options, name)}: expected 1 or more")
     if options.seed < 0:
@@ -229,6 +243,7 @@ class _Asker:
     examples: list[tuple[Any, str]]
     choices: tuple[str, ...] | None
     input: str
+    seen: Any
     settings: dict[str, Any]
 
     def __call__(self, question: str, features: list[Any]) -> None:
@@ -236,7 +251,7 @@ class _Asker:
 
         question, features = with_examples(question, features, self.examples)
         if self.choices:
-            (scores,) = self.model.likelihoods([question], [features], [self.choices], input=self.input)
+            (scores,) = self.model.likelihoods([question], [features], [self.choices], input=self.input, seen=self.seen)
             print(next(iter(scores)), flush=True)
             return
         said = ""
@@ -247,7 +262,8 @@ class _Asker:
             print(piece, end="", flush=True)
 
         on_text = show if sys.stdout.isatty() else None
-        (answer,) = self.model.answer([question], [features], input=self.input, on_text=on_text, **self.settings)
+        settings = {"input": self.input, "seen": self.seen, "on_text": on_text} | self.settings
+        (answer,) = self.model.answer([question], [features], **settings)
         print(answer.removeprefix(said) if answer.startswith(said) else "", flush=True)
 
 

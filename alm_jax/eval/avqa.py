@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from alm_jax.core.errors import DataError
+from alm_jax.infer.clips import Clip
+from alm_jax.infer.images import Picture
+from alm_jax.infer.loaded import LoadedModel
 
 OPTIONS = 4
 PROMPT = (
@@ -63,6 +66,31 @@ def _question(entry: object, name: str) -> Question:
     return Question(str(video), str(text), tuple(map(str, choices)), answer)
 
 
+def choose(
+    model: LoadedModel,
+    questions: Sequence[Question],
+    videos: Callable[[str], tuple[Sequence[Picture], Clip | None]],
+    *,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[int]:
+    """The option that the model holds most likely for each question, by mean log-likelihood of its text.
+
+    Args:
+        videos: from the name of a video to its frames, in order, and its sound (None: it is not heard).
+        progress: called with (done, all).
+
+    Raises:
+        UsageError: the model does not see. AudioError, DataError: a video cannot be used.
+    """
+    chosen = []
+    for done, question in enumerate(questions, start=1):
+        frames, clip = videos(question.video)
+        scores = model.rank(question.prompt, question.choices, clip, images=frames)
+        chosen.append(question.choices.index(next(iter(scores))))
+        progress(done, len(questions))
+    return chosen
+
+
 def accuracy(questions: Sequence[Question], chosen: Sequence[int]) -> float:
-    """Share of questions whose chosen option (`infer.rank.Likelihoods.best` of the options) is right."""
+    """Share of questions whose chosen option (`choose`) is right."""
     return float(np.mean([question.answer == choice for question, choice in zip(questions, chosen, strict=True)]))

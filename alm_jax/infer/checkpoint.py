@@ -26,7 +26,7 @@ from alm_jax.data.templates import ALPACA_SHORT, MATS, PLAIN, Template
 from alm_jax.data.tokenizer import Tokenizer, check_size, load_tokenizer
 from alm_jax.infer.loaded import LoadedModel, Spec
 from alm_jax.infer.sampling import APT_SAMPLING, LTU_SAMPLING, MATS_SAMPLING, Sampling
-from alm_jax.models import apt, ltu, ltu_as, mats
+from alm_jax.models import apt, apt_blip2, ltu, ltu_as, mats
 from alm_jax.models.alm import AlmConfig, DecoderConfig, build
 
 ALIGNER = "aligner"  # folder of the tokenizer of an aligner that reads text
@@ -43,6 +43,7 @@ class Published:
         encoder: the model whose encoder it listens through, where its checkpoints leave that out.
         partial: parts of which its checkpoints hold some tensors alone; a base gives the others.
         aligner_tokenizer: the model whose tokenizer its aligner reads text with.
+        seeing: how parts become a row over a base that sees (InstructBLIP), or None if there is no such system.
     """
 
     assemble: Callable[[Any, Any, Any], AlmConfig]
@@ -52,6 +53,7 @@ class Published:
     encoder: str | None = None
     partial: tuple[str, ...] = ()
     aligner_tokenizer: str | None = None
+    seeing: Layout | None = None
 
 
 PUBLISHED = {
@@ -61,7 +63,13 @@ PUBLISHED = {
     ),
     # All of Audio-MAE was trained but its fixed positions, and nothing of CLAP but its running statistics moved.
     "apt": Published(
-        apt.apt, apt.LAYOUT, PLAIN, APT_SAMPLING, partial=("encoder",), aligner_tokenizer="prajjwal1/bert-mini"
+        apt.apt,
+        apt.LAYOUT,
+        PLAIN,
+        APT_SAMPLING,
+        partial=("encoder",),
+        aligner_tokenizer="prajjwal1/bert-mini",
+        seeing=apt_blip2.LAYOUT,
     ),
     "mats": Published(mats.mats, mats.LAYOUT, MATS, MATS_SAMPLING, "microsoft/msclap", partial=("encoder",)),
 }
@@ -69,7 +77,8 @@ PUBLISHED = {
 
 @dataclass(frozen=True)
 class Opened:
-    """A checkpoint, and the part of a system that it is (`decoder`, `encoder`, or "" for the whole)."""
+    """A checkpoint, and the part of a system that it is: `decoder`, `encoder`, `vision` (a system that sees, with its
+    decoder or without), or "" for the whole."""
 
     found: Resolved
     file: TensorFile
@@ -90,7 +99,7 @@ class Opened:
 
     def table(self, config: AlmConfig) -> Table:
         """How its tensors make the parameters of the system `config`."""
-        if not self.part:
+        if self.part in ("", "vision"):
             return LAYOUTS[self.layout].table(config)
         listens = LAYOUTS[self.layout].listens
         make = LAYOUTS[self.layout].table if listens is None else listens[1]
@@ -198,6 +207,7 @@ def _open_encoder(name: str, kinds: tuple[type, ...]) -> Opened:
 def _parts(system: Opened, names: Sequence[str]) -> dict[str, Opened]:
     """Checkpoints of parts, by part."""
     held, parts = _held(system), {}
+    published = PUBLISHED.get(system.layout)
     listens = LAYOUTS[system.layout].parts[:1]
     for name in names:
         opened = _open_encoder(name, listens)
@@ -205,11 +215,22 @@ def _parts(system: Opened, names: Sequence[str]) -> dict[str, Opened]:
         layout = "llama_hf" if opened.layout in PUBLISHED else opened.layout
         decodes = LAYOUTS[layout].listens is None and isinstance(replace(opened, layout=layout).config(), DecoderConfig)
         part = "decoder" if decodes else "encoder"
+        if LAYOUTS[layout].parts == LAYOUTS["blip"].parts:
+            if published is None or published.seeing is None:
+                raise UsageError(f"base {name} sees, and {system.name} is no system that does: leave it out")
+            part = "vision"
         if part in held or part in parts:
             other = parts[part].name if part in parts else system.name
             raise UsageError(f"base {name} is not needed: {other} holds the {part}; leave one of them out")
         parts[part] = replace(opened, layout=layout, part=part)
     return parts
+
+
+def _with_decoder(parts: Mapping[str, Opened]) -> set[str]:
+    """The parts that bases hold; one that sees may bring the decoder."""
+    seeing = parts.get("vision")
+    whole = {part for part in map(_part, _filled(seeing.file, seeing.table(seeing.config())))} if seeing else set()
+    return {*parts, *(whole & {"decoder"})}
 
 
 def _held(system: Opened) -> set[str]:
@@ -250,7 +271,7 @@ def _own_encoder(system: Opened) -> str | None:
 
 
 def _missing(system: Opened, parts: Mapping[str, Opened]) -> list[str]:
-    have = _held(system) | parts.keys() | ({"encoder"} if _own_encoder(system) else set())
+    have = _held(system) | _with_decoder(parts) | ({"encoder"} if _own_encoder(system) else set())
     what = {"decoder": "its LLaMA (give the one that it was trained over", "encoder": "its encoder (give that model"}
     return [f"it lacks {said} as base; alm ask: --base)" for part, said in what.items() if part not in have]
 
@@ -267,17 +288,21 @@ def _untold(system: Opened, parts: Mapping[str, Opened]) -> list[str]:
 def _published_spec(system: Opened, parts: Mapping[str, Opened]) -> Spec:
     """Sizes by the tensors and the settings beside them, the rest as the published code has it."""
     told, published = system.config(), PUBLISHED[system.layout]
-    decoder = replace(parts["decoder"].config(), lora=told.decoder.lora) if "decoder" in parts else told.decoder
+    seeing = parts["vision"].config() if "vision" in parts else None
+    base = parts["decoder"].config() if "decoder" in parts else seeing and seeing.decoder
+    decoder = told.decoder if base is None else replace(base, lora=told.decoder.lora)
     encoder = parts["encoder"].config() if "encoder" in parts else told.encoder
     model = published.assemble(decoder, encoder, told.aligner)
-    return Spec(model, published.layout, published.template, published.sampling)
+    if seeing is None:
+        return Spec(model, published.layout, published.template, published.sampling)
+    return Spec(replace(model, vision=seeing.vision), published.seeing, published.template, published.sampling)
 
 
 def _tokenizer(system: Opened, parts: Mapping[str, Opened], given: str | None) -> tuple[Tokenizer | None, list[str]]:
     """The tokenizer, and what is to be said where there is none."""
     if given is not None:
         return load_tokenizer(resolve(given).path), []
-    llama = parts.get("decoder", system)
+    llama = parts.get("decoder", parts.get("vision", system))
     places = [system.folder, llama.file.path if llama.layout == "llama_gguf" else llama.folder]
     for place in places:
         if place.is_file() or any((place / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):

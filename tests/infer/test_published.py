@@ -10,24 +10,26 @@ from safetensors.numpy import load_file, save_file
 
 import alm_jax
 from alm_jax.cli.main import main
-from alm_jax.convert import clap, llama
+from alm_jax.convert import apt_blip2, clap, llama
 from alm_jax.convert.formats import open_tensors
 from alm_jax.convert.layouts import LAYOUTS, config_of, detect
 from alm_jax.convert.save import export
 from alm_jax.core import tree
-from alm_jax.core.errors import CheckpointError
+from alm_jax.core.errors import CheckpointError, UsageError
 from alm_jax.data.tokenizer import train_tokenizer
 from alm_jax.infer.sampling import APT_SAMPLING, MATS_SAMPLING
 from alm_jax.models import apt, mats
 from alm_jax.models.aligners.mapper import MapperConfig
 from alm_jax.models.aligners.qformer import QFormerConfig
 from alm_jax.models.alm import build
+from alm_jax.models.apt_blip2 import blip
 from alm_jax.models.clap import Clap, ClapConfig
 from alm_jax.models.decoders.gpt2 import Gpt2Config
 from alm_jax.models.decoders.llama import LlamaConfig
 from alm_jax.models.encoders.audio_mae import AudioMaeConfig
 from alm_jax.models.encoders.clap import ClapEncoderConfig
 from alm_jax.models.encoders.htsat import HtsatConfig
+from alm_jax.models.encoders.vit import VitConfig
 
 VOCAB = 300
 LLAMA = LlamaConfig(VOCAB, dim=16, depth=2, heads=2, kv_heads=2, mlp_dim=24)
@@ -138,6 +140,31 @@ def test_what_is_missing_is_said(published):
     if name == "apt":
         with pytest.raises(CheckpointError, match="it lacks its encoder"):
             alm_jax.load(own, base=bases[:1])
+
+
+def test_apt_over_instructblip(published, tmp_path, capsys):
+    """APT-BLIP-2: InstructBLIP is its base in the place of Vicuna, and brings eyes; no other system takes it."""
+    name, own, (vicuna, encoder), arrays = published
+    asked = replace(SYSTEMS["apt"].aligner, dim=16, vocab_size=40, feature_norm_eps=1e-6)
+    eye = VitConfig(size=8, patch=4, dim=16, heads=2, depth=1, mlp_dim=24, bias="qkvo", norm=False)
+    config = blip(LLAMA, eye, asked)
+    seeing = randomised(lambda key: build(config, key), 2)
+    base = write(tmp_path / "blip", dict(export(seeing, apt_blip2.hf(config))), apt_blip2.to_hf_config(config))
+    train_tokenizer(["What is heard? It is a dog, and a cat."], VOCAB).save(base)
+    if name != "apt":
+        with pytest.raises(UsageError, match=r"sees, and .* is no system that does: leave it out"):
+            alm_jax.load(own, base=[base, vicuna, encoder])
+        return
+    model = alm_jax.load(own, base=[base, encoder])
+    assert model.config == replace(SYSTEMS["apt"], decoder=LLAMA, vision=config.vision)
+    expected = arrays | seeing
+    for path, leaf in model.arrays.items():
+        np.testing.assert_array_equal(leaf, expected[path], err_msg=path)
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 9, 3), np.uint8)
+    scores = model.rank("what is it?", ["a dog", "a cat"], (NOISE, 32000), images=[pixels])
+    assert main(["convert", str(own), str(tmp_path / "out"), f"--base={base}", f"--base={encoder}", "--to", "alm"]) == 0
+    again = alm_jax.load(tmp_path / "out").rank("what is it?", ["a dog", "a cat"], (NOISE, 32000), images=[pixels])
+    assert again == pytest.approx(scores, abs=1e-6)
 
 
 def test_sizes_of_the_published_keys(published):
