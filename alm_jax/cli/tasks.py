@@ -29,12 +29,14 @@ class TaskOptions:
     questions that compare two recordings, each pair in both orders. Questions of nlar are written by rule, or by a
     language model behind an OpenAI-compatible endpoint (its key in OPENAI_API_KEY): its answers are kept in
     ROWS.journal.jsonl, and the same command goes on from there after a stop. The same clips, seed and options give the
-    same rows.
+    same rows. With --captions each row says in words what is heard, for training on text alone (MATS): the clip's
+    caption, or a description of its labels by the same writer; sound files need not be there.
 
     examples:
       alm tasks data/scenes --task detection,retrieval,counting --out data/scenes/events.jsonl
       alm tasks esc50.csv --task few_shot --out data/5way.jsonl --few-shot.ways 5 --few-shot.shots 5
       alm tasks data/scenes --task nlar --out data/nlar.jsonl --nlar.pairs 200
+      alm tasks esc50.csv --task tagging --captions --tag "single event" --out data/mats/esc.jsonl
       alm tasks data/scenes --task nlar --out data/asked.jsonl --writer http://localhost:8000/v1 --model vicuna
     """
 
@@ -49,9 +51,13 @@ class TaskOptions:
     seed: int = 0
     """of wording, and of what is asked about"""
     writer: Annotated[str, tyro.conf.arg(metavar="rules|URL")] = "rules"
-    """who writes the questions of nlar: rules, or an endpoint such as http://localhost:8000/v1"""
+    """who writes nlar's questions, and captions: rules, or an endpoint such as http://localhost:8000/v1"""
     model: Annotated[str, tyro.conf.arg(metavar="NAME")] = ""
     """the endpoint's model"""
+    captions: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """rows for training on text alone, with a caption of each clip"""
+    tag: Annotated[str, tyro.conf.arg(metavar="TAG")] = ""
+    """of --captions: written before each question, in brackets, as MATS marks its data sets"""
     min_confidence: float = 0.0
     """leave out events whose annotation is less sure"""
     skip_missing: bool = False
@@ -68,9 +74,13 @@ def run(args: list[str]) -> int:
         raise UsageError(f"--out {out} is {'a folder' if out.is_dir() else 'there already'}; give a new file")
 
     from alm_jax.cli.display import progress
+    from alm_jax.data.tasks.audiotia import text_rows, with_captions
     from alm_jax.data.tasks.clips import read_clips
     from alm_jax.data.tasks.registry import TaskConfig, check_tasks, make_rows, write_rows
-    from alm_jax.data.tasks.source import make_writer
+    from alm_jax.data.tasks.source import make_describer, make_writer
+
+    if options.tag and not options.captions:
+        raise UsageError(f"--tag {options.tag!r} goes with --captions: give both, or neither")
 
     names = [name.strip() for name in options.task.split(",") if name.strip()]
     check_tasks(names)
@@ -84,9 +94,14 @@ def run(args: list[str]) -> int:
                 split=options.split,
                 min_confidence=options.min_confidence,
                 skip_missing=options.skip_missing,
+                need_files=not options.captions,
             )
             config = TaskConfig(options.few_shot, options.nlar)
-            counts = write_rows(out, make_rows(clips, names, config, options.seed, **how))
+            if options.captions:
+                describe = make_describer(options.writer, options.model, journal, update)
+                clips = with_captions(clips, describe, options.seed)
+            rows = make_rows(clips, names, config, options.seed, **how)
+            counts = write_rows(out, text_rows(rows, clips, options.tag) if options.captions else rows)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from alm_jax.core.errors import DataError
 from alm_jax.data.endpoint import Endpoint, Journal, ask
+from alm_jax.data.rows import AudioRow
 from alm_jax.data.tasks.clips import LabelledClip
 from alm_jax.data.tasks.draw import generator, sample
 
@@ -147,3 +148,23 @@ def with_captions(clips: Sequence[LabelledClip], describe: Describe, seed: int) 
         raise DataError(f"{len(lacking)} clips have neither a caption nor labels, {lacking[0]} for one: give them some")
     told = dict(zip(bare, describe([clips[i].labels for i in bare], seed))) if bare else {}
     return [replace(clip, captions=(told[i],)) if i in told else clip for i, clip in enumerate(clips)]
+
+
+def text_rows(rows: Iterable[AudioRow], clips: Sequence[LabelledClip], tag: str = "") -> Iterator[AudioRow]:
+    """The rows with a caption of each of their clips: the one that is asked for, or the clip's first.
+
+    Args:
+        clips: those of the rows, `with_captions`. tag: stands in brackets before each question (`DATA_SETS`).
+
+    A row whose sound files are not there names none.
+    """
+    captions = {str(clip.path): clip.captions for clip in clips}
+    there = {path: Path(path).is_file() for path in captions}
+    for row in rows:
+        told = [row.output if row.output in captions[path] else captions[path][0] for path in row.clips]
+        yield replace(
+            row,
+            instruction=f"[{tag}] {row.instruction}" if tag else row.instruction,
+            caption=tuple(told) if len(told) > 1 else "".join(told),
+            audio_id=row.audio_id if all(there[path] for path in row.clips) else "",
+        )

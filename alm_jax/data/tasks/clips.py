@@ -90,7 +90,12 @@ class LabelledClip:
 
 
 def read_clips(
-    source: str | Path, *, split: str = "all", min_confidence: float = 0.0, skip_missing: bool = False
+    source: str | Path,
+    *,
+    split: str = "all",
+    min_confidence: float = 0.0,
+    skip_missing: bool = False,
+    need_files: bool = True,
 ) -> list[LabelledClip]:
     """Read labelled clips.
 
@@ -105,6 +110,7 @@ def read_clips(
             (`manifest.split_clips`).
         min_confidence: events below it, and labels known from them alone, are left out.
         skip_missing: leave out clips whose file is not there.
+        need_files: whether one has to be; not where texts are all that is read.
 
     Raises:
         DataError: unreadable, malformed, no clip in the split, or files that are not there.
@@ -124,7 +130,7 @@ def read_clips(
         clips = [clip for clip in clips if clip.split == split]
     if not clips:
         raise DataError(f"{path}: no clips" + ("" if split == "all" else f" whose split is {split}"))
-    missing = {clip.path for clip in clips if not clip.path.is_file()}
+    missing = {clip.path for clip in clips if not clip.path.is_file()} if need_files else set()
     if missing and not (skip_missing and len(missing) < len(clips)):
         raise DataError(
             f"{path}: {len(missing)} of {len(clips)} clips are not there, {min(missing)} for one; paths are relative "

@@ -118,6 +118,7 @@ def write_rows(path: str | Path, rows: Iterable[AudioRow]) -> dict[str, int]:
                     "instruction": row.instruction,
                     "input": row.input,
                     "audio_id": clips if len(clips) > 1 else "".join(clips),
+                    **({"caption": row.captions if len(row.captions) > 1 else row.caption} if row.caption else {}),
                     "dataset": row.dataset,
                     "task": row.task,
                     "output": row.output,
