@@ -74,6 +74,7 @@ def test_options_reach_the_answer(loaded, trained, model, monkeypatch, capsys):
     seen = []
 
     def answer(self, questions, features, **settings):
+        assert not len(settings.pop("seen"))  # no images
         seen.append(settings)
         return ["Yes."]
 
@@ -274,7 +275,7 @@ def test_a_batch_answers_as_single_questions_do(loaded, trained, model, rows, tm
     for row, told in zip(map(json.loads, rows.read_text().splitlines()), read(out), strict=True):
         clip = rows.parent / row["audio_id"] if row["audio_id"] else None
         assert told.pop("prediction") == model.generate(row["instruction"], clip, input=row.get("input", ""), **DRAW)
-        empty = {"input": "", "dataset": "", "task": "", "output": "", "meta": {}}
+        empty = {"input": "", "dataset": "", "task": "", "output": "", "caption": "", "meta": {}}
         assert told == empty | row
 
     before = out.read_bytes()
@@ -435,7 +436,11 @@ def test_bad_rows_are_named_before_a_model_is_loaded(trained, tmp_path, monkeypa
         (["Why?", "--example", "nothing.wav", "a dog"], 1, "nothing.wav: No such file"),
         (["Why?", "--example", "a.wav", " "], 2, "an example's text is ' '"),
         (["Why?", "--example", "a.wav"], 2, "--example"),
-        (["--batch", "rows.json", "--out", "a.jsonl", "--example", "a.wav", "b"], 2, "leave --audio, --example and"),
+        (
+            ["--batch", "rows.json", "--out", "a.jsonl", "--example", "a.wav", "b"],
+            2,
+            "leave --audio, --image, --example and",
+        ),
         (["Why?", "--choices", "dog"], 2, "--choices 'dog': expected two answers or more, parted by ;"),
         (["Why?", "--choices", "meta"], 2, "--choices 'meta': expected two answers or more, parted by ;"),
         (["Why?", "--choices", "a;;b"], 2, "--choices 'a;;b': expected two answers or more"),
