@@ -16,9 +16,10 @@ trained once. Each is scored on scenes composed anew from the training's clips:
     query only  the same questions without the examples
     NLAR        questions about two recordings: the most likely of all answers that any such question has
 
-Beside them stand chance and the most frequent answer of training. Intervals are Wilson's, 95 %, of the questions asked:
-they leave out what another seed of training would change. OUT gets a folder a run (with results.json: every answer),
-table.md, results.json and compare.png. Stopped by Ctrl-C or a crash, the same command goes on where it was.
+Beside them stand chance and the most frequent answer of training (of NLAR's, to questions of the same kind). Intervals
+are Wilson's, 95 %, of the questions asked: they leave out what another seed of training would change. OUT gets a folder
+a run (with results.json: every answer), table.md, results.json and compare.png. Stopped by Ctrl-C or a crash, the same
+command goes on where it was.
 """
 
 from __future__ import annotations
