@@ -1,6 +1,6 @@
 """Audio-language models in JAX: an encoder hears, an aligner translates, a decoder answers.
 
-`load(name_or_path)` gives a model that answers questions about sounds. Nothing heavy is imported before it is used.
+`load` gives a model that answers questions about sounds, `load_clap` a CLAP. Nothing is imported before it is used.
 """
 
 from __future__ import annotations
@@ -8,15 +8,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from alm_jax.api import load
+    from alm_jax.api import load, load_clap
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load"]
+__all__ = ["__version__", "load", "load_clap"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "load":
-        from alm_jax.api import load
+    if name in ("load", "load_clap"):
+        from alm_jax import api
 
-        return load
+        return getattr(api, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,8 +15,10 @@ from alm_jax.core.errors import CheckpointError, UsageError
 from alm_jax.core.precision import Precision
 from alm_jax.data.tokenizer import load_tokenizer
 from alm_jax.infer.checkpoint import load_checkpoint
+from alm_jax.infer.clap import LoadedClap, published_clap
 from alm_jax.infer.loaded import LoadedModel, Spec
 from alm_jax.infer.memory import Bank, memory_of
+from alm_jax.models.clap_training import clap_arrays, clap_config, is_clap
 from alm_jax.models.santa import SantaConfig
 from alm_jax.train.run import Run, load_run
 
@@ -120,3 +122,32 @@ def _precision(dtype: Any) -> Precision | None:
     if name not in ("float32", "bfloat16"):
         raise UsageError(f"dtype is {dtype!r}; expected 'float32' or 'bfloat16'")
     return Precision(name, name)
+
+
+def load_clap(
+    source: Name, *, which: Literal["last", "best"] = "last", tokenizer: Name | None = None, dtype: Any = None
+) -> LoadedClap:
+    """A CLAP, which embeds clips and texts in one space.
+
+    Args:
+        source: a run that trained one (`configs/clap`); or MS-CLAP 2023 or a LAION CLAP as published (file, folder, or
+            name on the hub).
+        which, dtype: see `load`. tokenizer: of a checkpoint's text tower; by default what lies beside it.
+
+    Raises:
+        CheckpointError: not found, damaged, or another model. UsageError: arguments that `source` has no use for.
+    """
+    precision = _precision(dtype)
+    if is_run(source):
+        if tokenizer is not None:
+            raise UsageError(f"{source} is a run, which has its own tokenizer: leave that argument out")
+        run = load_run(fspath(source), which, precision=precision)
+        if not is_clap(run.model):
+            raise CheckpointError(f"{source} is a run of another model than CLAP: load it by alm_jax.load")
+        words, longest = load_tokenizer(run.path / "aligner_tokenizer"), run.experiment.stage_layout(run.stage)
+        arrays = clap_arrays(run.arrays)
+        return LoadedClap(clap_config(run.model), arrays, words, longest.aligner_text_tokens, dtype)
+    _check_path(fspath(source))
+    if which != "last":
+        raise UsageError(f"{source} is no run: only a run has a best checkpoint")
+    return published_clap(fspath(source), None if tokenizer is None else fspath(tokenizer), dtype)

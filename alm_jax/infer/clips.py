@@ -41,7 +41,7 @@ def windows(clip: Clip, frontend: FrontendConfig, segments: int = 1) -> np.ndarr
     check_segments(frontend, segments)
     # One frame more than fits tells a clip that is too long.
     heard = frontend if segments == 1 else replace(frontend, frames=segments * frontend.frames + 1)
-    wave = _wave(clip, frontend.sample_rate, heard.max_seconds)
+    wave = samples(clip, frontend.sample_rate, heard.max_seconds)
     name = clip if isinstance(clip, str | Path) else "samples"
     if len(wave) < FRAME_SECONDS * frontend.sample_rate:
         _log.warning("%s: shorter than a frame (25 ms), the model hears next to nothing: give a longer clip", name)
@@ -67,12 +67,12 @@ def check_segments(frontend: FrontendConfig, segments: int) -> None:
         raise UsageError(f"a model with {type(frontend).__name__} hears one window of a clip: leave segments out")
 
 
-def _wave(clip: Clip, rate: int, max_seconds: float | None) -> np.ndarray:
+def samples(clip: Clip, rate: int, max_seconds: float | None = None) -> np.ndarray:
     """The clip's samples [n] at `rate`; of a file no more than `max_seconds`."""
     if isinstance(clip, str | Path):
         return load_audio(clip, sample_rate=rate, max_seconds=max_seconds)[0]
-    samples, own = clip if isinstance(clip, tuple) else (clip, rate)
-    wave = np.asarray(samples, np.float32)
+    given, own = clip if isinstance(clip, tuple) else (clip, rate)
+    wave = np.asarray(given, np.float32)
     if wave.ndim != 1 or not wave.size or not np.isfinite(wave).all():
         raise AudioError(f"samples of shape {wave.shape}: expected finite numbers [n], one channel, n > 0")
     return wave if own == rate else resample(wave, own, rate)
