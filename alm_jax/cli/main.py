@@ -29,6 +29,7 @@ COMMANDS = {
     "verify": "compare the forward pass with transformers on the same weights",
     "scenes": "compose labelled clips into scenes with questions and answers",
     "memory": "build a memory of texts that clips are drawn towards (MATS), and show what one holds",
+    "data": "prepare published data sets for training",
     "tasks": "formulate labelled clips as rows of questions and answers",
 }
 

@@ -14,17 +14,21 @@ from typing import Any
 import ml_dtypes  # noqa: F401  (makes "bfloat16" a NumPy dtype)
 import numpy as np
 
+from alm_jax.audio.records import record_audio, record_place
 from alm_jax.core.errors import DataError
 
 _FORMAT = 1
 
 
 def audio_sha256(path: str | Path) -> str:
-    """sha256 of an audio file's bytes.
+    """sha256 of an audio file's bytes, or of a prepared clip's samples and rate.
 
     Raises:
         DataError: the file cannot be read.
     """
+    if place := record_place(path):
+        samples, rate = record_audio(*place)
+        return hashlib.sha256(b"%d" % rate + samples.tobytes()).hexdigest()
     try:
         with Path(path).open("rb") as f:
             return hashlib.file_digest(f, "sha256").hexdigest()

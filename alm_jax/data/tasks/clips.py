@@ -14,6 +14,7 @@ from alm_jax.core.errors import DataError
 from alm_jax.data.manifest import choose_clips
 from alm_jax.data.questions import QUESTION_KINDS, acoustic_features, make_rows
 from alm_jax.data.scenes import Scene, read_scenes
+from alm_jax.data.sets.index import prepared_clips, prepared_folder
 
 SCENES = "scenes.jsonl"
 _ASKED = tuple(kind for kind in QUESTION_KINDS if kind not in ("events", "caption"))  # these are tasks of their own
@@ -104,10 +105,11 @@ def read_clips(
             `audio_id` and any of `labels`, `captions`, `events` (each `label`, `onset`, `offset` and maybe
             `confidence`, `level_db`, `features`, `countable`), `questions` (each `question`, `answer`), `seconds` and
             `split`; a CSV or TSV with a column `file` and any of `label`, `labels` (parted by `;`), `caption`, `onset`
-            and `offset`, `question` and `answer`, one line a label, caption, event or question; a folder with one
-            sub-folder a label; or `shipped`. Paths are relative to the file that names them.
-        split: the clips of one split; `all` takes every one. Folders of clips have the splits `train` and `unseen`
-            (`manifest.split_clips`).
+            and `offset`, `question` and `answer`, one line a label, caption, event or question; a set that `alm data
+            prepare` wrote, here or at a URL; a folder with one sub-folder a label; or `shipped`. Paths are relative to
+            the file that names them.
+        split: the clips of one split (of a prepared set, also of several joined by `+`); `all` takes every one.
+            Folders of clips have the splits `train` and `unseen` (`manifest.split_clips`).
         min_confidence: events below it, and labels known from them alone, are left out.
         skip_missing: leave out clips whose file is not there.
         need_files: whether one has to be; not where texts are all that is read.
@@ -115,6 +117,8 @@ def read_clips(
     Raises:
         DataError: unreadable, malformed, no clip in the split, or files that are not there.
     """
+    if source != "shipped" and prepared_folder(source) is not None:
+        return [_sure(_of_prepared(*clip), min_confidence) for clip in prepared_clips(source, split)]
     path = Path(source).expanduser()
     if path.is_dir() and (path / SCENES).is_file():
         path = path / SCENES
@@ -171,6 +175,18 @@ def _of_scenes(path: Path) -> list[LabelledClip]:
     scenes = read_scenes(path)
     vocabulary = sorted({event.phrase for _, scene in scenes for event in scene.events})
     return [clip_of_scene(path.parent / audio_id, scene, vocabulary) for audio_id, scene in scenes]
+
+
+def _of_prepared(path: Path, told: Mapping[str, Any]) -> LabelledClip:
+    return LabelledClip(
+        path=path,
+        labels=tuple(told.get("labels", ())),
+        captions=tuple(told.get("captions", ())),
+        events=tuple(ClipEvent(*event) for event in told.get("events", ())),
+        questions=tuple((question, answer) for question, answer in told.get("questions", ())),
+        seconds=told["seconds"],
+        split=told["split"],
+    )
 
 
 def _folder_split(source: str | Path, split: str) -> Any:
