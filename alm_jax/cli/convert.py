@@ -306,7 +306,7 @@ def _write_tokenizer(folder: Path, weights: Weights) -> None:
     """The tokenizer, if it is known or lies beside the weights; its size has to fit theirs."""
     from alm_jax.core.errors import ConfigError
     from alm_jax.data.tokenizer import check_size, load_tokenizer
-    from alm_jax.infer.checkpoint import ALIGNER
+    from alm_jax.infer.checkpoint import ALIGNER, ENCODER_TOKENIZER
 
     if weights.tokenizer is None and weights.folder is not None:
         for name in sorted({path for pattern in _BESIDE for path in weights.folder.glob(pattern) if path.is_file()}):
@@ -317,6 +317,8 @@ def _write_tokenizer(folder: Path, weights: Weights) -> None:
         weights.tokenizer.save(folder)
     if weights.aligner_tokenizer is not None:
         weights.aligner_tokenizer.save(folder / ALIGNER)
+    if weights.encoder_tokenizer is not None:
+        weights.encoder_tokenizer.save(folder / ENCODER_TOKENIZER)
     if rows is None:
         return
     try:

@@ -29,7 +29,7 @@ class Weights:
         origin: the layout and names that they came in (of a run: those of its published system).
         dead: tensors that no parameter takes, by canonical name in the layout of origin.
         sources, training: for the model card. folder: where a checkpoint's other files lie.
-        spec, tokenizer, aligner_tokenizer: of a whole system.
+        spec, tokenizer, aligner_tokenizer, encoder_tokenizer: of a whole system.
         lora: rank and scale of its adapters, where they are told.
     """
 
@@ -45,6 +45,7 @@ class Weights:
     tokenizer: Any = None
     lora: Any = None
     aligner_tokenizer: Any = None
+    encoder_tokenizer: Any = None
 
     @property
     def adapters(self) -> dict[str, Any]:
@@ -82,9 +83,11 @@ def from_run(path: str) -> Weights:
     """The model of a run's last checkpoint."""
     from alm_jax.api import spec_of
     from alm_jax.data.tokenizer import load_tokenizer
+    from alm_jax.infer.checkpoint import ENCODER_TOKENIZER
     from alm_jax.train.run import load_run
 
     run = load_run(path)
+    reader = run.path / ENCODER_TOKENIZER
     lora = getattr(run.model.decoder, "lora", None)
     origin = _published(run.model, run.arrays, None if lora else PLAIN)
     sources = [Provenance(s.name, s.revision, s.sha256, _licence(s.name), ", ".join(s.patterns)) for s in run.sources]
@@ -98,6 +101,7 @@ def from_run(path: str) -> Weights:
         spec=spec_of(run),
         tokenizer=load_tokenizer(run.path / "tokenizer"),
         lora=lora,
+        encoder_tokenizer=load_tokenizer(reader) if reader.is_dir() else None,
     )
 
 
@@ -163,6 +167,7 @@ def _system(opened: Checkpoint, bases: Sequence[str], tokenizer: str | None) -> 
         system.tokenizer,
         getattr(config.decoder, "lora", None),
         system.aligner_tokenizer,
+        system.encoder_tokenizer,
     )
 
 

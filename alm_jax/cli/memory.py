@@ -28,7 +28,7 @@ commands:
 examples:
   alm memory build captions.txt --model runs/mats --out bank.safetensors
   alm memory inspect bank.safetensors --clusters 20
-  alm memory noise data/rows.jsonl --model runs/clap
+  alm memory noise data/rows.jsonl --model runs/mats
 """
 
 
@@ -48,7 +48,7 @@ class Build:
     texts: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TEXTS")]
     """a file with a text a line, or rows (.json, .jsonl) with a caption"""
     model: Annotated[str, tyro.conf.arg(metavar="MODEL")]
-    """a run, a checkpoint, or a CLAP by itself (which is the quickest)"""
+    """a run or a checkpoint that listens through a CLAP"""
     out: Annotated[Path, tyro.conf.arg(metavar="BANK")]
     """file to write"""
     size: Annotated[int, tyro.conf.arg(metavar="N")] = 5172
@@ -86,13 +86,13 @@ class Noise:
     over some pairs, is the standard deviation.
 
     examples:
-      alm memory noise data/rows.jsonl --model runs/clap
+      alm memory noise data/rows.jsonl --model runs/mats
     """
 
     rows: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="ROWS")]
     """rows (.json, .jsonl) with a clip and its caption"""
     model: Annotated[str, tyro.conf.arg(metavar="MODEL")]
-    """a run, a checkpoint, or a CLAP by itself (which is the quickest)"""
+    """a run or a checkpoint that listens through a CLAP"""
     pairs: Annotated[int, tyro.conf.arg(metavar="N")] = 30
     """pairs, drawn from the rows"""
     seed: int = 0

@@ -30,6 +30,7 @@ from alm_jax.models import apt, apt_blip2, ltu, ltu_as, mats
 from alm_jax.models.alm import AlmConfig, DecoderConfig, build
 
 ALIGNER = "aligner"  # folder of the tokenizer of an aligner that reads text
+ENCODER_TOKENIZER = "encoder_tokenizer"  # folder of the tokenizer of an encoder that reads text
 ENCODER = "encoder"  # folder of an encoder for which the layout beside it has no place
 
 
@@ -114,13 +115,14 @@ class System:
 
     Attributes:
         spec: the parts and conventions. tokenizer: the decoder's. checkpoints: the system's own and those of its parts.
-        aligner_tokenizer: of an aligner that reads text.
+        aligner_tokenizer, encoder_tokenizer: of an aligner and of an encoder that read text.
     """
 
     spec: Spec
     tokenizer: Tokenizer
     checkpoints: tuple[Opened, ...]
     aligner_tokenizer: Tokenizer | None = None
+    encoder_tokenizer: Tokenizer | None = None
 
     @property
     def sources(self) -> list[Source]:
@@ -140,7 +142,8 @@ def load_checkpoint(
     """
     system = open_system(name, base=base, tokenizer=tokenizer)
     arrays, compute = _arrays(system, precision), precision and precision.compute
-    return LoadedModel(system.spec, arrays, system.tokenizer, compute, system.aligner_tokenizer)
+    readers = system.aligner_tokenizer, system.encoder_tokenizer
+    return LoadedModel(system.spec, arrays, system.tokenizer, compute, *readers)
 
 
 def open_system(name: str, *, base: Sequence[str] = (), tokenizer: str | None = None) -> System:
@@ -170,7 +173,9 @@ def open_system(name: str, *, base: Sequence[str] = (), tokenizer: str | None = 
     parts = _with_encoder(system, parts)
     spec = spec or _published_spec(system, parts)
     check_size(words, spec.model.decoder.vocab_size, system.name)
-    return System(spec, words, (system, *parts.values()), _aligner_tokenizer(system, spec))
+    reader = system.folder / ENCODER_TOKENIZER
+    encoder = load_tokenizer(reader) if reader.is_dir() else None
+    return System(spec, words, (system, *parts.values()), _aligner_tokenizer(system, spec), encoder)
 
 
 def read_spec(file: TensorFile) -> Spec | None:

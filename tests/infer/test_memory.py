@@ -116,7 +116,7 @@ def test_another_clap_is_refused(model, bank):
         WORDS,
     )
     assert memory_of(bank, listens, SANTA).bank.shape == (12, 16)
-    with pytest.raises(UsageError, match="this model has no text tower: give the CLAP itself"):
+    with pytest.raises(UsageError, match="this model has no text tower: build the memory with a model"):
         listens.embed_text(["a dog"])
     halves = {path: leaf.astype(jnp.bfloat16) for path, leaf in model.arrays.items()}
     assert identity(LoadedModel(model.spec, halves, WORDS, encoder_tokenizer=WORDS)) == bank.clap

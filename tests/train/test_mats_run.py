@@ -6,9 +6,12 @@ import jax
 import numpy as np
 import pytest
 
+import alm_jax
+from alm_jax.cli.main import main
 from alm_jax.core import tree
 from alm_jax.core.config import apply_overrides, load_config_file
 from alm_jax.core.errors import ConfigError
+from alm_jax.infer.memory import identity
 from alm_jax.models.aligners.mapper import Mapper, MapperConfig
 from alm_jax.models.features import Features
 from alm_jax.train.checkpoint import RunFolder
@@ -63,6 +66,15 @@ def test_the_same_rows_train_on_sound(caches, tmp_path):
     sound = {"stages.text.hears": "audio", "model.aligner.noise_variance": 0.0, "stages.text.steps": 1}
     train(short(**sound), tmp_path / "run", progress=False)
     assert np.isfinite(read_metrics(tmp_path / "run" / "metrics.jsonl")[0]["loss"])
+
+
+def test_a_run_is_asked_about_sound_and_reads_texts_also_when_converted(done, tmp_path):
+    assert main(["convert", str(done[0]), str(tmp_path / "out")]) == 0
+    run, converted = alm_jax.load(done[0]), alm_jax.load(tmp_path / "out")
+    texts, clip = ["A dog barks.", "Rain!"], np.sin(np.arange(44100.0)).astype(np.float32)
+    np.testing.assert_array_equal(run.embed_text(texts), converted.embed_text(texts))
+    np.testing.assert_array_equal(run.embed_audio([clip]), converted.embed_audio([clip]))
+    assert identity(run) == identity(converted)
 
 
 def test_noise_is_added_in_training_alone():
