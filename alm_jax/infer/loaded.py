@@ -124,7 +124,7 @@ class LoadedModel:
         encoder = self.config.encoder
         if encoder.vocab_size is None or self.encoder_tokenizer is None:
             missing = "text tower" if encoder.vocab_size is None else "tokenizer for its text tower"
-            raise UsageError(f"this model has no {missing}: build the memory with a model whose encoder has both towers")
+            raise UsageError(f"this model has no {missing}: build the memory with a model that has both towers")
         captions = Captions(self.encoder_tokenizer, encoder.text_tokens, encoder.text_gap)
         ids = np.stack([captions.numpy(text) for text in texts])
         return _unit(_encode(self._model, jnp.asarray(ids))[:, 0, 0])
