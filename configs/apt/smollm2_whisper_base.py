@@ -41,7 +41,7 @@ OPTIONS = TaskConfig(FewShot(ways=4, shots=1, episodes=240), Reasoning(pairs=120
 LANGUAGE_LAYOUT = replace(LAYOUT, aligner_text_tokens=24)
 UNUSED = ("aligner.heads.*",)  # of alignment, in the stages after it
 LISTENING = ("aligner.*", "indicators")
-STEPS_ALIGN, STEPS_WORDS, STEPS_SINGLE, STEPS_SEVERAL = 300, 300, 100, 75
+STEPS_ALIGN, STEPS_WORDS, STEPS_SINGLE, STEPS_SEVERAL = 300, 300, 60, 50
 
 
 def scenes(n: int = SCENES, seed: int = 0, **options) -> Scenes:

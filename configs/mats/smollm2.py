@@ -35,9 +35,9 @@ KINDS = ("events", "caption", "first", "order", "presence", "count")
 def get_config(hears: Hears = "text") -> Experiment:
     recipe = load_config_file(Path(__file__).parents[1] / "clap" / "whisper_minilm.py").module
 
-    def stage(name: str, steps: int, kinds: tuple[str, ...], trainable: tuple[str, ...], optim, **options) -> Stage:
+    def stage(name: str, steps: int, batch_size: int, kinds: tuple[str, ...], trainable, optim, **options) -> Stage:
         def rows(n: int, seed: int) -> DataSpec:
-            return DataSpec((Scenes(n, seed, kinds=kinds, scene=recipe.SCENE),), batch_size=16, buckets=(64, 96))
+            return DataSpec((Scenes(n, seed, kinds=kinds, scene=recipe.SCENE),), batch_size, buckets=(64, 96))
 
         shared = {"hears": hears, "features": "cached", "validation": Validation(rows(8, 1), every=50)}
         return Stage(name, rows(recipe.SCENES, 0), trainable, optim, steps=steps, **shared, **options)
@@ -60,8 +60,8 @@ def get_config(hears: Hears = "text") -> Experiment:
             Weights("decoder.*", SMOLLM2),
         ),
         stages=(
-            stage("words", 300, ("events",), ("aligner.*",), fast, objective="heard_words"),
-            stage("answer", 120, KINDS, ("aligner.*", "*.lora_?"), mixed),
+            stage("words", 300, 16, ("events",), ("aligner.*",), fast, objective="heard_words"),
+            stage("answer", 80, 8, KINDS, ("aligner.*", "*.lora_?"), mixed),
         ),
         loop=LoopConfig(checkpoint_every=50),
     )
