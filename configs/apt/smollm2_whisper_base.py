@@ -7,7 +7,7 @@ The encoder and the language model are frozen and their weights the quickstart's
 are computed once. Scenes of five seconds are composed from the clips inside the package. The curriculum of the paper's
 table I: aligning audio and text without the language model, then tasks about one clip, then some about several.
 Between the first two stands a short stage that the paper does not have (`heard_words`, the quickstart's first), since
-a hundred steps of the language model alone, which is all that two cores do in minutes, teach a random projection little.
+a hundred steps of the language model alone, which is what two cores do in minutes, teach a random projection little.
 """
 
 from dataclasses import replace
