@@ -50,7 +50,9 @@ def run(args: list[str]) -> None:
 
     result = train(experiment, options.out, resume=options.resume)
     if not result.stopped:
-        print(f'{options.out} is trained; ask it: alm ask {options.out} --audio FILE "QUESTION"')
+        answers = experiment.stage_model(experiment.stages[-1]).decoder is not None
+        told = f'; ask it: alm ask {options.out} --audio FILE "QUESTION"' if answers else ""
+        print(f"{options.out} is trained{told}")
 
 
 def read_experiment(name: str) -> Any:
