@@ -288,7 +288,7 @@ def main(argv: list[str] | None = None) -> int:
 def compare(options: argparse.Namespace) -> int:
     """What the parsed command line asks for; returns the exit code."""
     out = options.out.absolute()
-    sounds = options.sounds if options.sounds == "shipped" else str(Path(options.sounds).expanduser().absolute())
+    sounds = options.sounds if options.sounds == "shipped" else str(Path(options.sounds).expanduser().resolve())
     planned = experiments(out, sounds)
     if options.dry_run:
         for name, experiment in planned.items():
