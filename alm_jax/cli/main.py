@@ -28,6 +28,7 @@ COMMANDS = {
     "convert": "write a run or checkpoint in the names of another library",
     "verify": "compare the forward pass with transformers on the same weights",
     "scenes": "compose labelled clips into scenes with questions and answers",
+    "eval": "run benchmarks on a model, and report what they find",
     "memory": "build a memory of texts that clips are drawn towards (MATS), and show what one holds",
     "data": "prepare published data sets for training",
     "tasks": "formulate labelled clips as rows of questions and answers",

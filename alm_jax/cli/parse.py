@@ -21,6 +21,10 @@ Options = TypeVar("Options")
 
 # Dotted overrides reach into a union of configs only if tyro takes the default's class and makes no subcommands of it.
 _CONFIG = (tyro.conf.AvoidSubcommands,)
+_EXAMPLES = {
+    "--set": "path=value, e.g. --set stages.0.steps=10",
+    "--option": "name=number, e.g. --option ways=5",
+}
 _FRAME = re.compile("[╭╮╰╯│]|\x1b\\[[0-9;]*m")  # borders (where the terminal has them) and colours
 
 
@@ -76,12 +80,12 @@ def overridden(config: Options, settings: tuple[str, ...]) -> Options:
     return apply_overrides(config, parse_settings(settings), named_config) if settings else config
 
 
-def parse_settings(settings: tuple[str, ...]) -> Mapping[str, str]:
+def parse_settings(settings: tuple[str, ...], flag: str = "--set") -> Mapping[str, str]:
     """`{path: text}` of `--set path=value` options; a later one wins."""
     pairs = [setting.partition("=") for setting in settings]
     wrong = [setting for setting, (path, equals, _) in zip(settings, pairs) if not (path and equals)]
     if wrong:
-        raise UsageError(f"--set takes path=value, e.g. --set stages.0.steps=10, got {wrong[0]!r}")
+        raise UsageError(f"{flag} takes {_EXAMPLES[flag]}, got {wrong[0]!r}")
     return {path: value for path, _, value in pairs}
 
 

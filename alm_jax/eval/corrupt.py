@@ -11,6 +11,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from alm_jax.audio.io import load_audio
+from alm_jax.audio.records import record_place
 from alm_jax.core.errors import UsageError
 
 Kind = Literal["noise", "gain", "lowpass", "clip"]
@@ -48,8 +49,9 @@ class Corruption:
 
     def __call__(self, path: Path) -> tuple[np.ndarray, int]:
         samples, rate = load_audio(path)
-        # Folder and file, which stay the same where a collection is moved.
-        return self.apply(samples, rate, f"{path.parent.name}/{path.name}"), rate
+        place = record_place(path)
+        # Of a prepared set the clip's id; else folder and file, which stay the same where a collection is moved.
+        return self.apply(samples, rate, place[2] if place else f"{path.parent.name}/{path.name}"), rate
 
     def apply(self, samples: np.ndarray, rate: int, name: str) -> np.ndarray:
         """Samples [n] made worse; noise depends on the clip's name alone."""

@@ -6,6 +6,8 @@ import re
 import string
 from collections.abc import Sequence
 
+from alm_jax.eval.avqa import PROMPT
+
 AIR_BENCH = (
     "Choose the most suitable answer from options A, B, C, and D to respond the question in next line, you may only "
     "choose A or B or C or D."
@@ -22,6 +24,11 @@ def air_bench_prompt(question: str, options: Sequence[str]) -> str:
 def mmau_prompt(question: str, options: Sequence[str]) -> str:
     """MMAU's question as MATS asks it (section 4.1)."""
     return MATS_MMAU.format(question=question, options="; ".join(options))
+
+
+def avqa_prompt(question: str, options: Sequence[str]) -> str:
+    """AVQA's question as APT-BLIP-2 asks it (`eval.avqa.PROMPT`)."""
+    return PROMPT.format(*options, question=question)
 
 
 def mmau_match(answer: str, said: str, options: Sequence[str]) -> bool:

@@ -1,0 +1,92 @@
+"""Captioning and open questions: free text against references, by words, by meaning, and by a judge."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from alm_jax.core.errors import UsageError
+from alm_jax.data.rows import AudioRow
+from alm_jax.data.tasks.clips import LabelledClip
+from alm_jax.eval.metrics.answers import followed
+from alm_jax.eval.metrics.captions import score_captions
+from alm_jax.eval.metrics.text import sentence_similarity
+from alm_jax.eval.protocols.base import Answer, Asking, How, Scores, Scoring, meta_of, one_row
+from alm_jax.eval.protocols.classify import after_colon
+from alm_jax.infer.batch import OWN, Choices
+
+NO_JUDGE = "the instruction following rate is left out: name a judge with --judge URL --judge-model NAME"
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A description of each clip, against all of its captions."""
+
+    needs: str = "captions"
+    hows: tuple[How, ...] = ("generate",)
+    options: Mapping[str, int] = field(default_factory=dict)
+
+    def rows(self, clips: Sequence[LabelledClip], asking: Asking) -> Iterator[AudioRow]:
+        for clip in clips:
+            if clip.captions:
+                yield one_row(clip, asking.prompt, "captioning", clip.captions[0], captions=list(clip.captions))
+
+    def choices(self, asking: Asking) -> Choices:
+        return OWN
+
+    def score(self, answers: Sequence[Answer], scoring: Scoring) -> Scores:
+        # `Audio caption: A dog barks` is scored without its head (LTU `eval_audiocaps.py`, `eval_clotho.py`).
+        said = [after_colon(answer.said) for answer in answers]
+        return _against(said, [meta_of(answer.row, "captions") for answer in answers], scoring, "spider", "cider_d")
+
+
+@dataclass(frozen=True)
+class OpenQuestions:
+    """Questions with an answer in a sentence or more; how often an answer answers its question is left to a judge.
+
+    Attributes:
+        judged: the judge's rate is the main score, and references need not be there.
+    """
+
+    judged: bool = False
+    needs: str = "questions with answers"
+    hows: tuple[How, ...] = ("generate",)
+    options: Mapping[str, int] = field(default_factory=dict)
+
+    def rows(self, clips: Sequence[LabelledClip], asking: Asking) -> Iterator[AudioRow]:
+        for clip in clips:
+            for question, answer in clip.questions:
+                yield one_row(clip, asking.about_question(question), "question", answer, question=question)
+
+    def choices(self, asking: Asking) -> Choices:
+        return OWN
+
+    def score(self, answers: Sequence[Answer], scoring: Scoring) -> Scores:
+        said = [answer.said for answer in answers]
+        if self.judged and scoring.judge is None:
+            raise UsageError(NO_JUDGE)
+        found = Scores({}, [{} for _ in answers])
+        if scoring.judge is not None:
+            questions = [answer.row.meta.get("question", answer.row.instruction) for answer in answers]
+            journal = scoring.folder / "judge.jsonl"
+            told = followed(questions, said, scoring.judge, journal, scoring.progress)
+            found = Scores({"followed": float(np.mean(told))}, [{"followed": yes} for yes in told])
+        if self.judged:
+            return found
+        other = _against(said, [[answer.row.output] for answer in answers], scoring, "bleu_4", "rouge_l")
+        rows = [a | b for a, b in zip(other.rows, found.rows)]
+        notes = (*other.notes, *([] if scoring.judge else [NO_JUDGE]))
+        return Scores(other.metrics | found.metrics, rows, notes=notes)
+
+
+def _against(said: Sequence[str], references: Sequence[Sequence[str]], scoring: Scoring, *main: str) -> Scores:
+    """All scores of text; the first of `main` that could be had comes first."""
+    found = score_captions(said, references, scoring.spice)
+    alike = sentence_similarity(said, references, scoring.encoder())
+    every = found.corpus | {"sentence_similarity": float(alike.mean())}
+    first = next(name for name in main if name in every)
+    each = found.each | {"sentence_similarity": alike}
+    rows = [{"read": text} | {name: float(values[i]) for name, values in each.items()} for i, text in enumerate(said)]
+    return Scores({first: every[first]} | every, rows, notes=found.notes)

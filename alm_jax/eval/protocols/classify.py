@@ -1,0 +1,141 @@
+"""Classification: free answers matched with classes by their meaning (LTU), classes ranked, or clips and classes
+embedded (CLAP)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from alm_jax.core.errors import DataError
+from alm_jax.data.rows import AudioRow
+from alm_jax.data.tasks.clips import LabelledClip
+from alm_jax.eval.choices import wilson
+from alm_jax.eval.metrics.classes import accuracy, calibration, confusion, micro_f1, per_class, softmax
+from alm_jax.eval.metrics.tags import average_precision
+from alm_jax.eval.metrics.text import class_similarity
+from alm_jax.eval.protocols.base import Answer, Asking, How, Scores, Scoring, meta_of, one_row
+from alm_jax.eval.retrieval import class_embeddings
+
+
+def after_colon(text: str) -> str:
+    """What follows the last colon (`Labels: dog bark`), all of it without one (LTU `eval_esc.py`).
+
+    Scripts of other sets drop one character more, which eats the first letter where no blank follows the colon.
+    """
+    return text.split(":")[-1].strip()
+
+
+def after_caption(text: str) -> str:
+    """What follows `Audio caption: `, all of it without that, quotes left out (LTU `eval_vggsound.py`, `eval_as.py`).
+
+    The scripts drop two characters in any case, also of answers without the words.
+    """
+    plain = text.replace('"', "")
+    return plain.split("Audio caption")[-1].lstrip(": ").strip() if "Audio caption" in plain else plain.strip()
+
+
+@dataclass(frozen=True)
+class Classify:
+    """Clips and their labels.
+
+    Attributes:
+        many: a clip has several labels: mean average precision is the main score. Else the first label is true.
+        read: what of a free answer is compared.
+    """
+
+    many: bool = False
+    read: Callable[[str], str] = after_colon
+    needs: str = "labels"
+    hows: tuple[How, ...] = ("generate", "choices", "embed")
+    options: Mapping[str, int] = field(default_factory=dict)
+
+    def rows(self, clips: Sequence[LabelledClip], asking: Asking) -> Iterator[AudioRow]:
+        for clip in clips:
+            if clip.labels:
+                labels = list(clip.labels if self.many else clip.labels[:1])
+                yield one_row(clip, asking.prompt, "classification", "; ".join(labels), labels=labels)
+
+    def choices(self, asking: Asking) -> Sequence[str]:
+        return asking.classes
+
+    def score(self, answers: Sequence[Answer], scoring: Scoring) -> Scores:
+        if scoring.how == "embed":
+            answers = [answer for answer in answers if answer.vector is not None]
+        if not answers:
+            raise DataError("no clip could be heard: there is nothing to score")
+        number = {label: i for i, label in enumerate(scoring.classes)}
+        truth = np.zeros((len(answers), len(number)), bool)
+        for row, answer in zip(truth, answers):
+            row[[number[label] for label in meta_of(answer.row, "labels")]] = True
+        scores = self._class_scores(answers, scoring)
+        found = self._many(answers, truth, scores, scoring) if self.many else _single(truth, scores, scoring)
+        for told, answer, row in zip(found.rows, answers, scores):
+            told |= {"read": self.read(answer.said), "best": scoring.classes[row.argmax()], "score": float(row.max())}
+        return found
+
+    def _class_scores(self, answers: Sequence[Answer], scoring: Scoring) -> np.ndarray:
+        """How much of each class is in each answer, [N, C]."""
+        if scoring.how == "embed":
+            return np.stack([answer.vector for answer in answers]) @ class_embeddings(scoring.model, scoring.classes).T
+        if scoring.how == "choices":
+            missing = {name: 0.0 for name in scoring.classes}  # a clip that could not be heard
+            return np.array([[(answer.scores or missing)[name] for name in scoring.classes] for answer in answers])
+        return _compare([self.read(answer.said) for answer in answers], scoring)
+
+    def _many(self, answers: Sequence[Answer], truth: np.ndarray, scores: np.ndarray, scoring: Scoring) -> Scores:
+        each = average_precision(scores, truth)
+        metrics = {"map": float(np.nanmean(each))}
+        if scoring.how == "generate":
+            metrics["micro_f1"] = micro_f1(truth, self._named(answers, scoring))
+        ap = {name: float(value) for name, value in zip(scoring.classes, each) if not np.isnan(value)}
+        right = truth[np.arange(len(truth)), scores.argmax(1)]
+        metrics["top1_in_labels"] = float(right.mean())
+        return Scores(metrics, [{"right": bool(hit)} for hit in right], per_class={"average precision": ap})
+
+    def _named(self, answers: Sequence[Answer], scoring: Scoring) -> np.ndarray:
+        """The class nearest to each item of an answer's list, bool [N, C]."""
+        items = [[item for item in re.split(r"[;,]", self.read(answer.said)) if item.strip()] for answer in answers]
+        named = np.zeros((len(answers), len(scoring.classes)), bool)
+        flat = list(dict.fromkeys(item.strip() for group in items for item in group))
+        nearest = dict(zip(flat, _compare(flat, scoring).argmax(1))) if flat else {}
+        for row, group in zip(named, items):
+            row[[nearest[item.strip()] for item in group]] = True
+        return named
+
+
+def _compare(texts: Sequence[str], scoring: Scoring) -> np.ndarray:
+    if scoring.tag_scorer is not None:
+        return scoring.tag_scorer(scoring.classes)(texts)
+    return class_similarity(texts, [name.replace("_", " ") for name in scoring.classes], scoring.encoder())
+
+
+def _single(truth: np.ndarray, scores: np.ndarray, scoring: Scoring) -> Scores:
+    true, said = truth.argmax(1), scores.argmax(1)
+    counts = confusion(true, said, len(scoring.classes))
+    each = per_class(counts)
+    present = counts.sum(1) > 0
+    low, high = wilson(int((true == said).sum()), len(true))
+    likely = softmax(scores) if scoring.how == "choices" else np.clip(scores, 0, 1)
+    sure = calibration(likely.max(1), true == said)
+    metrics = {
+        "accuracy": accuracy(true, said),
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "macro_f1": float(each["f1"][present].mean()),
+        "chance": 1 / len(scoring.classes),
+    }
+    if scoring.how == "choices":
+        metrics["calibration_error"] = sure.error
+    names = scoring.classes
+    return Scores(
+        metrics,
+        [{"right": bool(hit)} for hit in true == said],
+        names,
+        counts,
+        {key: {names[i]: float(v[i]) for i in np.flatnonzero(present)} for key, v in each.items()},
+        sure,
+        "probability among the classes" if scoring.how == "choices" else "cosine with the nearest class",
+    )
