@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 
 import pytest
@@ -15,9 +15,7 @@ pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
 def test_it_measures_loads_and_conversions(repo, tmp_path, monkeypatch, capsys):
     pytest.importorskip("torch")
-    spec = importlib.util.spec_from_file_location("bench_convert", repo / "tools" / "bench_convert.py")
-    bench = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(bench)
+    bench = importlib.import_module("bench_convert")
     config = LlamaConfig(vocab_size=64, dim=32, depth=2, heads=4, kv_heads=4, mlp_dim=48)
     monkeypatch.setitem(CONFIGS, "tiny", config)
     assert bench.main(["--work", str(tmp_path), "--shape", "tiny", "--rounds", "1", "--json", str(tmp_path / "r")]) < 2

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,14 +41,8 @@ def get_config():
 
 
 @pytest.fixture(scope="module")
-def tool(request):
-    path = request.config.rootpath / "tools" / "compare_apt.py"
-    spec = importlib.util.spec_from_file_location("compare_apt", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+def tool():
+    return importlib.import_module("compare_apt")
 
 
 @pytest.fixture(scope="module")

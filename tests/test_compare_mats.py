@@ -1,8 +1,7 @@
 """The comparison of MATS's ways over the gap: what is trained, and what is made of results."""
 
-import importlib.util
+import importlib
 import json
-import sys
 from dataclasses import replace
 
 import pytest
@@ -13,16 +12,8 @@ from alm_jax.data.tasks.source import Tasks
 
 
 @pytest.fixture(scope="module")
-def tool(repo):
-    folder = str(repo / "tools")
-    sys.path.insert(0, folder)
-    spec = importlib.util.spec_from_file_location("compare_mats", repo / "tools" / "compare_mats.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look their annotations up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
-    sys.path.remove(folder)
+def tool():
+    return importlib.import_module("compare_mats")
 
 
 def scenes_in(experiment):

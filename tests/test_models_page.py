@@ -1,9 +1,8 @@
 """The table of models: what the tool makes of a report, and that the committed page lists what is here."""
 
-import importlib.util
+import importlib
 import json
 import re
-import sys
 from xml.etree import ElementTree
 
 import pytest
@@ -12,13 +11,8 @@ from alm_jax.models.registry import CONFIGS
 
 
 @pytest.fixture(scope="module")
-def tool(repo):
-    spec = importlib.util.spec_from_file_location("models_page", repo / "tools" / "models_page.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look their annotations up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+def tool():
+    return importlib.import_module("models_page")
 
 
 def parity(model="LLaMA", source="transformers.LlamaForCausalLM", errors=None, gradient=2e-7, directions=("in", "out")):

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import shutil
 import sys
 import time
@@ -35,6 +34,8 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from comparison import bounds, cell, markdown, mean_of, plot, pooled, seconds
 
 from alm_jax.core.config import ConfigFile, apply_overrides, load_config_file
 from alm_jax.core.errors import AlmError, ConfigError
@@ -194,10 +195,7 @@ def measured(rows: Sequence[AudioRow], answers: Sequence[str], choices: Sequence
 
     if choices:
         return asdict(accuracy(rows, answers, choices))
-    scores = [float(score("events", answer, {"meta": dict(row.meta)})) for row, answer in zip(rows, answers)]
-    mean = sum(scores) / len(scores)
-    error = math.sqrt(sum((value - mean) ** 2 for value in scores) / max(1, len(scores) - 1) / len(scores))
-    return {"mean": mean, "error": error, "of": len(scores)}
+    return mean_of([float(score("events", text, {"meta": dict(row.meta)})) for row, text in zip(rows, answers)])
 
 
 class Scorer:
@@ -247,16 +245,6 @@ def baselines(asked: Mapping[str, Questions]) -> dict[str, dict[str, Any]]:
     return {"chance": chance, "most frequent answer": usual}
 
 
-def seconds(folder: Path) -> dict[str, float]:
-    """Time in the steps of each stage, compilation included."""
-    from alm_jax.train.metrics import read_metrics
-
-    found: dict[str, float] = {}
-    for row in read_metrics(folder / "metrics.jsonl"):
-        found[row["stage"]] = found.get(row["stage"], 0.0) + row.get("step_time_s", 0.0)
-    return found
-
-
 def results_of(run: Run) -> dict[str, Any] | None:
     """What a run was scored, None if it was not yet."""
     path = run.folder / "results.json"
@@ -288,35 +276,6 @@ def work(runs: Sequence[Run], scorer: Callable[[], Scorer]) -> bool:
     return False
 
 
-def pooled(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One measure of all seeds together."""
-    if "right" in results[0]:
-        return {"right": sum(r["right"] for r in results), "of": sum(r["of"] for r in results)}
-    count = len(results)
-    error = math.sqrt(sum(r["error"] ** 2 for r in results)) / count
-    return {"mean": sum(r["mean"] for r in results) / count, "error": error, "of": sum(r["of"] for r in results)}
-
-
-def bounds(value: Mapping[str, Any]) -> tuple[float, float, float]:
-    """A measure and its 95 % interval."""
-    from alm_jax.eval.choices import wilson
-
-    if "right" in value:
-        return value["right"] / value["of"], *wilson(value["right"], value["of"])
-    if "mean" in value:
-        reach = 1.96 * value["error"]
-        return value["mean"], max(0.0, value["mean"] - reach), min(1.0, value["mean"] + reach)
-    return (value["share"],) * 3
-
-
-def cell(value: Mapping[str, Any] | None) -> str:
-    """`0.42 (0.33-0.52)`"""
-    if value is None:
-        return ""
-    middle, low, high = bounds(value)
-    return f"{middle:.2f}" if low == high else f"{middle:.2f} ({low:.2f}-{high:.2f})"
-
-
 def report(out: Path, runs: Sequence[Run], asked: Mapping[str, Questions]) -> str:
     """Write table.md, results.json and compare.png of what is scored; the table."""
     scored: dict[str, list[dict]] = {}
@@ -328,15 +287,15 @@ def report(out: Path, runs: Sequence[Run], asked: Mapping[str, Questions]) -> st
         for name, results in scored.items()
     }
     guesses = baselines(asked)
-    lines = [f"| variant | runs | {' | '.join(MEASURES)} | minutes |", "|" + "---|" * (len(MEASURES) + 3)]
+    rows = {}
     for name, values in (measures | guesses).items():
         results = scored.get(name, [])
         spent = [sum(r["seconds"]["training"].values()) / 60 for r in results]
         minutes = f"{sum(spent) / len(spent):.1f}" if spent else ""
-        cells = [cell(values.get(measure)) for measure in MEASURES]
-        lines.append(f"| {name.replace('_', ' ')} | {len(results) or ''} | {' | '.join(cells)} | {minutes} |")
+        rows[name] = [f"{len(results) or ''}", *(cell(values.get(measure)) for measure in MEASURES), minutes]
     counts = ", ".join(f"{name} {len(given.rows)}" for name, given in asked.items())
-    table = "\n".join([*lines, "", f"Questions a run: {counts}. Minutes: of training, its shared stages included."])
+    table = markdown(("variant", "runs", *MEASURES, "minutes"), rows)
+    table += f"\n\nQuestions a run: {counts}. Minutes: of training, its shared stages included."
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "table.md", table + "\n")
     told = {name: {m: dict(zip(("value", "low", "high"), bounds(v))) for m, v in values.items()}
@@ -345,29 +304,6 @@ def report(out: Path, runs: Sequence[Run], asked: Mapping[str, Questions]) -> st
     if measures:
         plot(out / "compare.png", measures, guesses)
     return table
-
-
-def plot(path: Path, measures: Mapping[str, Mapping[str, Any]], guesses: Mapping[str, Mapping[str, Any]]) -> None:
-    """A panel a measure: variants with their intervals, chance dashed, the most frequent answer dotted."""
-    from matplotlib.figure import Figure
-
-    names = list(measures)
-    figure = Figure(figsize=(3 * len(MEASURES), 0.5 * len(names) + 1.6), layout="constrained")
-    for axes, measure in zip(figure.subplots(1, len(MEASURES), sharey=True), MEASURES):
-        for place, name in enumerate(names):
-            middle, low, high = bounds(measures[name][measure])
-            axes.plot([low, high], [place, place], "|-", color=f"C{place}")
-            axes.plot(middle, place, "o", color=f"C{place}")
-        for style, values in zip(("--", ":"), guesses.values()):
-            if measure in values:
-                axes.axvline(bounds(values[measure])[0], linestyle=style, color="0.5")
-        axes.set(title=measure, xlim=(-0.02, 1.02))
-        axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
-        axes.grid(alpha=0.3)
-    axes.invert_yaxis()
-    partial_path = path.with_suffix(".partial")
-    figure.savefig(partial_path, format="png", dpi=110)
-    partial_path.replace(path)
 
 
 def overview(runs: Sequence[Run]) -> Iterator[str]:
