@@ -27,8 +27,9 @@ def mmau_prompt(question: str, options: Sequence[str]) -> str:
 
 
 def avqa_prompt(question: str, options: Sequence[str]) -> str:
-    """AVQA's question as APT-BLIP-2 asks it (`eval.avqa.PROMPT`)."""
-    return PROMPT.format(*options, question=question)
+    """AVQA's question as APT-BLIP-2 asks it (`eval.avqa.PROMPT`), also of other than four options."""
+    listed = "; ".join(f"{i} {option}" for i, option in enumerate(options))
+    return f"{PROMPT.partition('0 {0}')[0].format(question=question)}{listed}. Answer:"
 
 
 def mmau_match(answer: str, said: str, options: Sequence[str]) -> bool:

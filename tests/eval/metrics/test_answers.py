@@ -8,8 +8,9 @@ import pytest
 
 from alm_jax.core.errors import DataError
 from alm_jax.data.endpoint import Endpoint
+from alm_jax.eval.avqa import PROMPT
 from alm_jax.eval.metrics.answers import agreed, count, first_named, followed, pitch, short_match, yes_or_no
-from alm_jax.eval.metrics.options import air_bench_prompt, mmau_match, mmau_prompt, option_of
+from alm_jax.eval.metrics.options import air_bench_prompt, avqa_prompt, mmau_match, mmau_prompt, option_of
 from alm_jax.eval.metrics.spread import by_group, counted, mean_interval
 from tests.data.endpoints import said, serving
 
@@ -49,6 +50,7 @@ def test_mmau_match():
 
 
 def test_prompts():
+    assert avqa_prompt("What?", ["w", "x", "y", "z"]) == PROMPT.format("w", "x", "y", "z", question="What?")
     assert air_bench_prompt("What?", ["x", "y"]).endswith("choose A or B or C or D.\nWhat?\nA. x\nB. y")
     assert mmau_prompt("What?", ["x", "y"]) == (
         "What? Select one option: x; y Respond with exactly one of the options above."
