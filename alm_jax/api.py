@@ -10,16 +10,21 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 
+from alm_jax.convert.formats import open_tensors
+from alm_jax.convert.hub import resolve
+from alm_jax.convert.layouts import detect
 from alm_jax.core.config import apply_overrides, did_you_mean
 from alm_jax.core.errors import CheckpointError, UsageError
 from alm_jax.core.precision import Precision
 from alm_jax.data.tokenizer import load_tokenizer
 from alm_jax.infer.checkpoint import load_checkpoint
-from alm_jax.infer.clap import LoadedClap, published_clap
+from alm_jax.infer.clap import LAYOUTS_OF_CLAP, LoadedClap, published_clap
 from alm_jax.infer.loaded import LoadedModel, Spec
 from alm_jax.infer.memory import Bank, memory_of
 from alm_jax.models.clap_training import clap_arrays, clap_config, is_clap
 from alm_jax.models.santa import SantaConfig
+from alm_jax.train.checkpoint import RunFolder
+from alm_jax.train.config import experiment_of
 from alm_jax.train.run import Run, load_run
 
 Name = str | PathLike[str]
@@ -78,6 +83,19 @@ def _load(source: Name, which: str, base: Name | Sequence[Name] | None, tokenize
         raise UsageError(f"{source} is no run: only a run has a best checkpoint")
     given = None if tokenizer is None else fspath(tokenizer)
     return load_checkpoint(fspath(source), base=[fspath(name) for name in bases], tokenizer=given, precision=precision)
+
+
+def clap_by_itself(source: Name) -> bool:
+    """Whether a run or a checkpoint is a CLAP, which `load_clap` takes, and no model that listens through one.
+
+    Raises:
+        CheckpointError: it cannot be found or read.
+    """
+    if is_run(source):
+        folder = RunFolder.open(Path(fspath(source)).expanduser())
+        return is_clap(experiment_of(folder.config(), folder.path).model)
+    _check_path(fspath(source))
+    return detect(open_tensors(resolve(fspath(source)).path).keys(), whole=True) in LAYOUTS_OF_CLAP
 
 
 def loaded_run(run: Run, dtype: Any = None) -> LoadedModel:

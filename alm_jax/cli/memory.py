@@ -48,7 +48,7 @@ class Build:
     texts: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TEXTS")]
     """a file with a text a line, or rows (.json, .jsonl) with a caption"""
     model: Annotated[str, tyro.conf.arg(metavar="MODEL")]
-    """a run or a checkpoint that listens through a CLAP"""
+    """a run or a checkpoint that listens through a CLAP, or a CLAP by itself (which is quickest)"""
     out: Annotated[Path, tyro.conf.arg(metavar="BANK")]
     """file to write"""
     size: Annotated[int, tyro.conf.arg(metavar="N")] = 5172
@@ -92,7 +92,7 @@ class Noise:
     rows: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="ROWS")]
     """rows (.json, .jsonl) with a clip and its caption"""
     model: Annotated[str, tyro.conf.arg(metavar="MODEL")]
-    """a run or a checkpoint that listens through a CLAP"""
+    """a run or a checkpoint that listens through a CLAP, or a CLAP by itself (which is quickest)"""
     pairs: Annotated[int, tyro.conf.arg(metavar="N")] = 30
     """pairs, drawn from the rows"""
     seed: int = 0
@@ -156,13 +156,16 @@ def _noise(options: Noise) -> None:
     print(f"{gap_variance(_load(options.model), rows, options.pairs, options.seed):.4g}")
 
 
-def _load(name: str, **options: Any) -> Any:
+def _load(name: str, base: tuple[str, ...] = (), tokenizer: str | None = None) -> Any:
+    """A model that listens through a CLAP, or a CLAP by itself."""
     from rich.console import Console
 
-    from alm_jax.api import load
+    from alm_jax.api import clap_by_itself, load, load_clap
 
     with Console(stderr=True).status(f"loading {name}"):
-        return load(name, **options)
+        if clap_by_itself(name):
+            return load_clap(name, tokenizer=tokenizer)
+        return load(name, base=base, tokenizer=tokenizer)
 
 
 _COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {

@@ -55,6 +55,11 @@ class LoadedClap:
         """What cosines of clips among texts are multiplied with before a softmax."""
         return float(jnp.exp(self._model.logit_scale[0]))
 
+    @property
+    def towers(self) -> dict[str, jax.Array]:
+        """`{path: array}` of `audio.*` and `text.*`."""
+        return {p: leaf for p, leaf in tree.flatten(self._model).items() if p.startswith(("audio.", "text."))}
+
     def embed_audio(self, clips: Sequence[Clip], *, batch_size: int = 8) -> np.ndarray:
         """Embeddings float32 [N, dim] of length 1; of a clip longer than the front end's window its beginning is heard.
 

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 
 import alm_jax
+from alm_jax.cli.main import main
 from alm_jax.convert import clap
 from alm_jax.convert.names import PLAIN
 from alm_jax.convert.save import export, save_safetensors
 from alm_jax.core import tree
 from alm_jax.core.errors import CheckpointError, DataError, UsageError
 from alm_jax.data.tokenizer import train_tokenizer
+from alm_jax.infer.memory import Bank, identity
 from alm_jax.models.clap import Clap, ClapConfig
 from alm_jax.models.decoders.gpt2 import Gpt2Config
 from alm_jax.models.encoders.htsat import HtsatConfig
@@ -81,3 +83,13 @@ def test_what_is_refused(published, loaded, tmp_path):
     save_safetensors(tmp_path / "gpt2", [(name, np.zeros(shape, np.float32)) for name, shape in part.items()])
     with pytest.raises(CheckpointError, match="has the layout gpt2_hf; expected a CLAP"):
         alm_jax.load_clap(tmp_path / "gpt2")
+
+
+def test_a_memory_of_a_clap_by_itself(published, loaded, tmp_path, capsys):
+    texts, out = tmp_path / "texts.txt", tmp_path / "bank.safetensors"
+    texts.write_text("\n".join(TEXTS))
+    assert main(["memory", "build", str(texts), "--model", str(published[0]), "--out", str(out)]) == 0
+    assert f"2 of 2 texts in {out}" in capsys.readouterr().out
+    bank = Bank.open(out)
+    np.testing.assert_array_equal(bank.embeddings, loaded.embed_text(TEXTS))
+    assert bank.clap == identity(loaded) and set(bank.clap) == {"audio", "text"}

@@ -175,6 +175,7 @@ def test_the_gap_between_clips_and_captions(model, rows):
 
 def test_commands(model, rows, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(api, "_load", lambda *args: model)
+    monkeypatch.setattr(api, "clap_by_itself", lambda name: False)
     out, texts = tmp_path / "bank.safetensors", tmp_path / "texts.txt"
     texts.write_text("\n".join(TEXTS))
     build = ["memory", "build", str(texts), "--model", "run", "--out", str(out)]
