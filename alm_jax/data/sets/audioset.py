@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -18,6 +19,7 @@ _WEAK = {
     "unbalanced_train": "unbalanced_train_segments.csv",
     "eval": "eval_segments.csv",
 }
+_TRAIN = ("balanced_train", "unbalanced_train")
 _STRONG = {"train": "audioset_train_strong.tsv", "eval": "audioset_eval_strong.tsv"}
 
 
@@ -51,20 +53,19 @@ def _read_weak(files: Files, report: Report, splits: Iterable[str] = tuple(_WEAK
 
 
 def _read_ltu(files: Files, report: Report, count: int = 500_000) -> Iterator[Item]:
-    """Of the clips that are there, twice through the tables so that no more than their labels is held."""
-    read: Callable[[], Iterator[Item]] = lambda: (
-        item
-        for item in _read_weak(files, Report(), ("balanced_train", "unbalanced_train"))
-        if any(map(files.find, item.audio))
-    )
-    for _ in _read_weak(files, report, ("balanced_train", "unbalanced_train")):
-        pass  # what is wrong with the tables
-    chosen = iter(class_balanced([item.labels for item in read()], count))
-    wanted = next(chosen, None)
-    for i, item in enumerate(read()):
-        if i == wanted:
-            yield Item(item.id, "train", item.audio, item.labels, source=item.source)
-            wanted = next(chosen, None)
+    """Of the clips that are there; the tables are read twice, so that no more than labels is held."""
+    there: list[bool] = []
+    labels: list[tuple[str, ...]] = []
+    for item in _read_weak(files, report, _TRAIN):
+        there.append(any(map(files.find, item.audio)))
+        if there[-1]:
+            labels.append(item.labels)
+    chosen = set(class_balanced(labels, count))
+    number = -1
+    for item, found in zip(_read_weak(files, Report(), _TRAIN), there):
+        number += found
+        if found and number in chosen:
+            yield replace(item, split="train")
 
 
 def _read_strong(files: Files, report: Report) -> Iterator[Item]:
@@ -137,7 +138,7 @@ AUDIOSET_LTU = DataSet(
     splits=("train",),
     expected=(
         _CLASSES,
-        *(Expected(_WEAK[s], f"clips of {s}", group="tables") for s in ("balanced_train", "unbalanced_train")),
+        *(Expected(_WEAK[s], f"clips of {s}", group="tables") for s in _TRAIN),
         _SOUND,
     ),
     read=_read_ltu,

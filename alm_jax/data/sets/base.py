@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from alm_jax.core.errors import DataError
@@ -40,10 +40,17 @@ class Item:
 
     def told(self) -> dict[str, Any]:
         """All but the audio, as JSON."""
-        told = {k: v for k, v in asdict(self).items() if v and k != "audio"}
-        if self.events:
-            told["events"] = [[e.label, e.onset, e.offset] for e in self.events]
-        return told
+        told = {
+            "id": self.id,
+            "split": self.split,
+            "labels": list(self.labels),
+            "captions": list(self.captions),
+            "events": [[event.label, event.onset, event.offset] for event in self.events],
+            "questions": [list(pair) for pair in self.questions],
+            "source": self.source,
+            "meta": dict(self.meta),
+        }
+        return {name: value for name, value in told.items() if value}
 
 
 class Report:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from functools import lru_cache
+from os.path import splitext
 from pathlib import Path, PurePosixPath
 
 from alm_jax.core.errors import DataError
@@ -54,10 +55,17 @@ class Files:
     def find(self, name: str) -> str | None:
         """The place whose last parts are these; where it is a sound, with any suffix of sound. Files come before
         members of archives, and short paths before long ones."""
+        held = self._places.get(_stem(name))
+        if held is None:
+            return None
         wanted = _parts(name)
-        sound = PurePosixPath(name).suffix.lower() not in _TABLES
-        found = [place for place in self._places.get(_stem(name), ()) if _ends(_parts(place), wanted, sound)]
-        return min(found, key=lambda place: (bool(_member(place)[1]), len(place), place), default=None)
+        sound = splitext(name)[1].lower() not in _TABLES
+        found = [place for place in held if _ends(_parts(place), wanted, sound)]
+        return (
+            found[0]
+            if len(found) == 1
+            else min(found, key=lambda place: (bool(_member(place)[1]), len(place), place), default=None)
+        )
 
     def table(self, name: str) -> str:
         """The place of a table that is needed.
@@ -91,14 +99,15 @@ class Files:
     def stamp(self, place: str) -> tuple[int, int]:
         """Size and modification time (of a member: that of its archive)."""
         archive, member = _member(place)
-        status = (self.root / archive).stat()
+        status = os.stat(os.path.join(self.root, archive))
         return (_size(self.root / archive, member) if member else status.st_size), status.st_mtime_ns
 
     def _walk(self, report: Report) -> Iterator[str]:
         for folder, folders, names in os.walk(self.root, followlinks=True):
             folders[:] = sorted(name for name in folders if not _hidden(name))
+            below = "" if Path(folder) == self.root else f"{Path(folder).relative_to(self.root).as_posix()}/"
             for name in sorted(name for name in names if not _hidden(name)):
-                place = (Path(folder) / name).relative_to(self.root).as_posix()
+                place = f"{below}{name}"
                 if name.lower().endswith((".zip", ".tar")):
                     yield from self._members(place, report)
                 elif name.lower().endswith(_PACKED):
@@ -121,6 +130,8 @@ class Files:
 
 def outside(name: str) -> bool:
     """Whether a relative path, as a table writes it, leaves the folder that it starts from."""
+    if ".." not in name:
+        return False
     depth = 0
     for part in name.replace("\\", "/").split("/"):
         depth += {"..": -1, ".": 0, "": 0}.get(part, 1)
@@ -170,7 +181,7 @@ def path_of(place: str) -> PurePosixPath:
 
 def _member(place: str) -> tuple[str, str]:
     """(file, member): the archive and what is in it, or a file and nothing."""
-    found = _MEMBER.fullmatch(place)
+    found = _MEMBER.fullmatch(place) if "!" in place else None
     return (found[1], found[2]) if found else (place, "")
 
 
@@ -179,17 +190,20 @@ def _hidden(name: str) -> bool:
 
 
 def _is_sound(place: str) -> bool:
-    return PurePosixPath(place).suffix.lower() in SOUND_SUFFIXES
+    return splitext(place)[1].lower() in SOUND_SUFFIXES
 
 
 def _stem(place: str) -> str:
-    name = _parts(place)[-1]
-    return PurePosixPath(name).stem if _is_sound(name) else name
+    name = place.rpartition("/")[2]
+    if "!" in name and _MEMBER.fullmatch(place):
+        name = name.rpartition("!")[2]
+    stem, suffix = splitext(name)
+    return stem if suffix.lower() in SOUND_SUFFIXES else name
 
 
 def _parts(place: str) -> list[str]:
     file, member = _member(place)
-    return [part for part in f"{file}/{member}".split("/") if part not in ("", ".")] or [""]
+    return [part for part in (f"{file}/{member}" if member else file).split("/") if part not in ("", ".")] or [""]
 
 
 def _ends(parts: list[str], wanted: list[str], sound: bool) -> bool:
