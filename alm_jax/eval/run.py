@@ -113,6 +113,8 @@ def evaluate(
     """
     how = settings.how or benchmark.task.hows[0]
     _check(name, benchmark, how, settings)
+    # The classes come with the data; what scores is there or not without them.
+    benchmark.task.check(_scoring(model, how, Collection(), folder, settings, progress))
     collection = _collection(name, benchmark, source, settings)
     asking = _asking(benchmark, collection, folder, settings)
     try:
@@ -228,13 +230,13 @@ def _answers(path: Path, how: How) -> Iterator[Answer]:
         for line in lines:
             told = json.loads(line)
             said, scores = told.pop("prediction", ""), told.pop("scores", {})
-            told.pop("error", None)
+            failed = told.pop("error", None) is not None
             clips = told.pop("audio_id")
             row = AudioRow(**told, audio_id=tuple(clips) if isinstance(clips, list) else clips)
             if how == "embed":
-                yield Answer(row, vector=np.array(said, np.float32) if said else None)
+                yield Answer(row, vector=np.array(said, np.float32), failed=failed)
             else:
-                yield Answer(row, said, scores)
+                yield Answer(row, said, scores, failed=failed)
 
 
 def _tag_scorer(model: LoadedModel):

@@ -77,9 +77,14 @@ def test_classes_ranked():
     task = Classify()
     rows = list(task.rows([clip("a", "dog"), clip("b", "rain")], asking(classes=classes)))
     assert task.choices(asking(classes=classes)) == classes
-    answers = [Answer(rows[0], "dog", {"dog": 0.0, "rain": math.log(1 / 3)}), Answer(rows[1])]  # the second failed
+    answers = [Answer(rows[0], failed=True), Answer(rows[0], "dog", {"dog": 0.0, "rain": math.log(1 / 3)})]
     found = task.score(answers, scoring("choices", classes))
-    assert found.metrics["accuracy"] == 0.5 and found.calibration.confidence == pytest.approx((0.5, 0.75))
+    assert found.metrics["accuracy"] == 0.5 and found.calibration.confidence == pytest.approx((0.75,))
+    assert found.confusion.sum() == 1 and [row["right"] for row in found.rows] == [False, True]
+    many = Classify(many=True)
+    rows = list(many.rows([clip("a", "dog"), clip("b", "dog")], asking(classes=classes)))
+    found = many.score([Answer(rows[0], "dog"), Answer(rows[1], failed=True)], scoring(classes=classes))
+    assert found.metrics["top1_in_labels"] == 0.5 and found.metrics["map"] == 1.0  # both have it, in either order
 
 
 class Space:
@@ -93,8 +98,9 @@ class Space:
 def test_embeddings():
     task, classes = Classify(), ("dog", "rain")
     rows = list(task.rows([clip("a", "dog"), clip("b", "rain"), clip("c", "rain")], asking()))
-    answers = [Answer(row, vector=vector) for row, vector in zip(rows, [*letters(["dog", "god"]), None])]
-    assert task.score(answers, scoring("embed", classes, Space)).metrics["accuracy"] == 0.5
+    answers = [Answer(row, vector=vector) for row, vector in zip(rows, letters(["dog", "god"]))]
+    answers.append(Answer(rows[2], failed=True))
+    assert task.score(answers, scoring("embed", classes, Space)).metrics["accuracy"] == pytest.approx(1 / 3)
     task = Retrieve()
     clips = [clip("a", captions=("dog", "a dog")), clip("b", captions=("rain",)), clip("c")]
     rows = list(task.rows(clips, asking()))
@@ -102,7 +108,7 @@ def test_embeddings():
     found = task.score(answers, scoring("embed", model=Space))
     assert found.metrics["text_to_audio_r1"] == found.metrics["audio_to_text_r1"] == 1.0
     with pytest.raises(DataError, match="no clip could be heard"):
-        task.score([Answer(rows[0])], scoring("embed", model=Space))
+        task.score([Answer(rows[0], failed=True)], scoring("embed", model=Space))
 
 
 def test_captions(monkeypatch):
@@ -118,7 +124,7 @@ def test_captions(monkeypatch):
     assert list(found.metrics) == ["cider_d", "sentence_similarity"] and found.notes == ("no java",)
     assert found.rows[0]["sentence_similarity"] == pytest.approx((1 + 0.5**0.5) / 2)
     with pytest.raises(UsageError, match="--judge URL"):
-        answered(OpenQuestions(judged=True), [clip("a", questions=(("Why?", "So"),))], ["So"])
+        OpenQuestions(judged=True).check(scoring())
 
 
 def test_short_answers_of_three_people():

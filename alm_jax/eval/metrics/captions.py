@@ -87,6 +87,11 @@ def score_captions(
     return found
 
 
+def check_installed() -> None:
+    """Raise UsageError where `pycocoevalcap` is not."""
+    _module("bleu.bleu")
+
+
 def _module(name: str):
     try:
         return importlib.import_module(f"pycocoevalcap.{name}")

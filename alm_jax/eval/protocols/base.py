@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from alm_jax.data.tasks.clips import LabelledClip
 from alm_jax.data.tasks.draw import generator
 from alm_jax.eval.metrics.classes import Calibration
 from alm_jax.eval.metrics.text import TextEncoder
-from alm_jax.infer.batch import Choices
+from alm_jax.infer.batch import OWN, Choices
 from alm_jax.infer.loaded import LoadedModel
 
 How = Literal["generate", "choices", "embed"]
@@ -53,15 +54,16 @@ class Answer:
     """A row with what the model made of it.
 
     Attributes:
-        said: its answer; empty if it could not be asked.
+        said: its answer. failed: it could not be asked, and has none; that counts as wrong.
         scores: mean log-likelihood of each choice, where there are choices.
-        vector: the clip's embedding, where clips are embedded; None if the clip cannot be read.
+        vector: the clip's embedding, where clips are embedded.
     """
 
     row: AudioRow
     said: str = ""
     scores: Mapping[str, float] = field(default_factory=dict)
     vector: np.ndarray | None = None
+    failed: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ class Scores:
     notes: tuple[str, ...] = ()
 
 
-class Task(Protocol):
+class Task(ABC):
     """One way to ask and to score.
 
     Attributes:
@@ -117,18 +119,25 @@ class Task(Protocol):
         options: numbers that it leaves open, with their usual values.
     """
 
-    needs: str
-    hows: tuple[How, ...]
-    options: Mapping[str, int]
+    needs: ClassVar[str]
+    hows: ClassVar[tuple[How, ...]] = ("generate",)
+    options: ClassVar[Mapping[str, int]] = {}
 
+    @abstractmethod
     def rows(self, clips: Sequence[LabelledClip], asking: Asking) -> Iterator[AudioRow]:
         """The questions."""
 
-    def choices(self, asking: Asking) -> Choices:
-        """What is chosen from, where answers are choices."""
-
+    @abstractmethod
     def score(self, answers: Sequence[Answer], scoring: Scoring) -> Scores:
         """The scores of all answers."""
+
+    def choices(self, asking: Asking) -> Choices:
+        """What is chosen from, where answers are choices; by default what each row says."""
+        return OWN
+
+    def check(self, scoring: Scoring) -> None:
+        """Raise UsageError, before anything is asked, where what scores answers is not there."""
+        return None
 
 
 def one_row(clip: LabelledClip, text: str, task: str, output: str, /, **meta: Any) -> AudioRow:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -11,30 +11,28 @@ from alm_jax.core.errors import UsageError
 from alm_jax.data.rows import AudioRow
 from alm_jax.data.tasks.clips import LabelledClip
 from alm_jax.eval.metrics.answers import followed
-from alm_jax.eval.metrics.captions import score_captions
+from alm_jax.eval.metrics.captions import check_installed, score_captions
 from alm_jax.eval.metrics.text import sentence_similarity
-from alm_jax.eval.protocols.base import Answer, Asking, How, Scores, Scoring, meta_of, one_row
+from alm_jax.eval.protocols.base import Answer, Asking, Scores, Scoring, Task, meta_of, one_row
 from alm_jax.eval.protocols.classify import after_colon
-from alm_jax.infer.batch import OWN, Choices
 
 NO_JUDGE = "the instruction following rate is left out: name a judge with --judge URL --judge-model NAME"
 
 
 @dataclass(frozen=True)
-class Caption:
+class Caption(Task):
     """A description of each clip, against all of its captions."""
 
-    needs: str = "captions"
-    hows: tuple[How, ...] = ("generate",)
-    options: Mapping[str, int] = field(default_factory=dict)
+    needs = "captions"
+    hows = ("generate",)
+
+    def check(self, scoring: Scoring) -> None:
+        check_installed()
 
     def rows(self, clips: Sequence[LabelledClip], asking: Asking) -> Iterator[AudioRow]:
         for clip in clips:
             if clip.captions:
                 yield one_row(clip, asking.prompt, "captioning", clip.captions[0], captions=list(clip.captions))
-
-    def choices(self, asking: Asking) -> Choices:
-        return OWN
 
     def score(self, answers: Sequence[Answer], scoring: Scoring) -> Scores:
         # `Audio caption: A dog barks` is scored without its head (LTU `eval_audiocaps.py`, `eval_clotho.py`).
@@ -43,7 +41,7 @@ class Caption:
 
 
 @dataclass(frozen=True)
-class OpenQuestions:
+class OpenQuestions(Task):
     """Questions with an answer in a sentence or more; how often an answer answers its question is left to a judge.
 
     Attributes:
@@ -51,22 +49,22 @@ class OpenQuestions:
     """
 
     judged: bool = False
-    needs: str = "questions with answers"
-    hows: tuple[How, ...] = ("generate",)
-    options: Mapping[str, int] = field(default_factory=dict)
+    needs = "questions with answers"
+    hows = ("generate",)
+
+    def check(self, scoring: Scoring) -> None:
+        if not self.judged:
+            check_installed()
+        elif scoring.judge is None:
+            raise UsageError(NO_JUDGE)
 
     def rows(self, clips: Sequence[LabelledClip], asking: Asking) -> Iterator[AudioRow]:
         for clip in clips:
             for question, answer in clip.questions:
                 yield one_row(clip, asking.about_question(question), "question", answer, question=question)
 
-    def choices(self, asking: Asking) -> Choices:
-        return OWN
-
     def score(self, answers: Sequence[Answer], scoring: Scoring) -> Scores:
         said = [answer.said for answer in answers]
-        if self.judged and scoring.judge is None:
-            raise UsageError(NO_JUDGE)
         found = Scores({}, [{} for _ in answers])
         if scoring.judge is not None:
             questions = [answer.row.meta.get("question", answer.row.instruction) for answer in answers]

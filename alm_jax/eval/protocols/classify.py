@@ -4,8 +4,8 @@ embedded (CLAP)."""
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from alm_jax.eval.choices import wilson
 from alm_jax.eval.metrics.classes import accuracy, calibration, confusion, micro_f1, per_class, softmax
 from alm_jax.eval.metrics.tags import average_precision
 from alm_jax.eval.metrics.text import class_similarity
-from alm_jax.eval.protocols.base import Answer, Asking, How, Scores, Scoring, meta_of, one_row
+from alm_jax.eval.protocols.base import Answer, Asking, Scores, Scoring, Task, meta_of, one_row
 from alm_jax.eval.retrieval import class_embeddings
 
 
@@ -38,7 +38,7 @@ def after_caption(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class Classify:
+class Classify(Task):
     """Clips and their labels.
 
     Attributes:
@@ -48,9 +48,8 @@ class Classify:
 
     many: bool = False
     read: Callable[[str], str] = after_colon
-    needs: str = "labels"
-    hows: tuple[How, ...] = ("generate", "choices", "embed")
-    options: Mapping[str, int] = field(default_factory=dict)
+    needs = "labels"
+    hows = ("generate", "choices", "embed")
 
     def rows(self, clips: Sequence[LabelledClip], asking: Asking) -> Iterator[AudioRow]:
         for clip in clips:
@@ -62,18 +61,24 @@ class Classify:
         return asking.classes
 
     def score(self, answers: Sequence[Answer], scoring: Scoring) -> Scores:
-        if scoring.how == "embed":
-            answers = [answer for answer in answers if answer.vector is not None]
-        if not answers:
+        heard = np.array([not answer.failed for answer in answers])
+        if not heard.any():
             raise DataError("no clip could be heard: there is nothing to score")
         number = {label: i for i, label in enumerate(scoring.classes)}
         truth = np.zeros((len(answers), len(number)), bool)
         for row, answer in zip(truth, answers):
             row[[number[label] for label in meta_of(answer.row, "labels")]] = True
-        scores = self._class_scores(answers, scoring)
-        found = self._many(answers, truth, scores, scoring) if self.many else _single(truth, scores, scoring)
+        scores = np.full(truth.shape, np.nan)
+        scores[heard] = self._class_scores([answer for answer in answers if not answer.failed], scoring)
+        found = (
+            self._many(answers, truth, scores, scoring) if self.many else _single(truth[heard], scores[heard], scoring)
+        )
+        if not self.many:
+            _count_failed(found, heard)
         for told, answer, row in zip(found.rows, answers, scores):
-            told |= {"read": self.read(answer.said), "best": scoring.classes[row.argmax()], "score": float(row.max())}
+            if not answer.failed:
+                best = row.argmax()
+                told |= {"read": self.read(answer.said), "best": scoring.classes[best], "score": float(row[best])}
         return found
 
     def _class_scores(self, answers: Sequence[Answer], scoring: Scoring) -> np.ndarray:
@@ -81,23 +86,24 @@ class Classify:
         if scoring.how == "embed":
             return np.stack([answer.vector for answer in answers]) @ class_embeddings(scoring.model, scoring.classes).T
         if scoring.how == "choices":
-            missing = {name: 0.0 for name in scoring.classes}  # a clip that could not be heard
-            return np.array([[(answer.scores or missing)[name] for name in scoring.classes] for answer in answers])
+            return np.array([[answer.scores[name] for name in scoring.classes] for answer in answers])
         return _compare([self.read(answer.said) for answer in answers], scoring)
 
     def _many(self, answers: Sequence[Answer], truth: np.ndarray, scores: np.ndarray, scoring: Scoring) -> Scores:
+        scores = np.where(np.isnan(scores), np.nanmin(scores) - 1, scores)  # a clip that was not heard comes last
         each = average_precision(scores, truth)
         metrics = {"map": float(np.nanmean(each))}
         if scoring.how == "generate":
             metrics["micro_f1"] = micro_f1(truth, self._named(answers, scoring))
         ap = {name: float(value) for name, value in zip(scoring.classes, each) if not np.isnan(value)}
-        right = truth[np.arange(len(truth)), scores.argmax(1)]
+        right = truth[np.arange(len(truth)), scores.argmax(1)] & [not answer.failed for answer in answers]
         metrics["top1_in_labels"] = float(right.mean())
         return Scores(metrics, [{"right": bool(hit)} for hit in right], per_class={"average precision": ap})
 
     def _named(self, answers: Sequence[Answer], scoring: Scoring) -> np.ndarray:
         """The class nearest to each item of an answer's list, bool [N, C]."""
-        items = [[item for item in re.split(r"[;,]", self.read(answer.said)) if item.strip()] for answer in answers]
+        said = [self.read(answer.said) for answer in answers]
+        items = [[item for item in re.split(r"[;,]", text) if item.strip()] for text in said]
         named = np.zeros((len(answers), len(scoring.classes)), bool)
         flat = list(dict.fromkeys(item.strip() for group in items for item in group))
         nearest = dict(zip(flat, _compare(flat, scoring).argmax(1))) if flat else {}
@@ -117,13 +123,10 @@ def _single(truth: np.ndarray, scores: np.ndarray, scoring: Scoring) -> Scores:
     counts = confusion(true, said, len(scoring.classes))
     each = per_class(counts)
     present = counts.sum(1) > 0
-    low, high = wilson(int((true == said).sum()), len(true))
     likely = softmax(scores) if scoring.how == "choices" else np.clip(scores, 0, 1)
     sure = calibration(likely.max(1), true == said)
     metrics = {
         "accuracy": accuracy(true, said),
-        "accuracy_low": low,
-        "accuracy_high": high,
         "macro_f1": float(each["f1"][present].mean()),
         "chance": 1 / len(scoring.classes),
     }
@@ -139,3 +142,14 @@ def _single(truth: np.ndarray, scores: np.ndarray, scoring: Scoring) -> Scores:
         sure,
         "probability among the classes" if scoring.how == "choices" else "cosine with the nearest class",
     )
+
+
+def _count_failed(found: Scores, heard: np.ndarray) -> None:
+    """Accuracy with its interval over all clips, those wrong that were not heard."""
+    rows = iter(found.rows)
+    found.rows = [next(rows) if there else {"right": False} for there in heard]
+    right = sum(row["right"] for row in found.rows)
+    low, high = wilson(right, len(heard))
+    found.metrics = {"accuracy": right / len(heard), "accuracy_low": low, "accuracy_high": high} | {
+        name: value for name, value in found.metrics.items() if name != "accuracy"
+    }

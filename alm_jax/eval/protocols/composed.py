@@ -4,8 +4,9 @@ appendices H and K)."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 
@@ -19,9 +20,8 @@ from alm_jax.eval.compose import RATE, one_after_another, shift_pitch, write_new
 from alm_jax.eval.metrics.answers import first_named, pitch
 from alm_jax.eval.metrics.spread import by_group, pearson
 from alm_jax.eval.metrics.text import class_similarity
-from alm_jax.eval.protocols.base import Answer, Asking, How, Scores, Scoring, drawn, meta_of
+from alm_jax.eval.protocols.base import Answer, Asking, Scores, Scoring, Task, drawn, meta_of
 from alm_jax.eval.protocols.events import LABEL, count_scores
-from alm_jax.infer.batch import OWN, Choices
 
 SECONDS = 10.0  # of a clip: what LTU hears
 _LONGEST = 4.75  # of each of two, with a pause between
@@ -29,16 +29,16 @@ _SEMITONES = (-12, -8, -4, 0, 4)
 
 
 @dataclass(frozen=True)
-class Order:
+class Order(Task):
     """Two sounds of different classes, one after the other: which begins first?
 
     Answers that name neither, and mean neither more than the other, are left out, as the paper leaves out answers that
     do not follow the instruction; `followed` is the share of those that count.
     """
 
-    needs: str = "labels"
-    hows: tuple[How, ...] = ("generate", "choices")
-    options: Mapping[str, int] = field(default_factory=lambda: {"pairs": 550})
+    needs = "labels"
+    hows = ("generate", "choices")
+    options: ClassVar[Mapping[str, int]] = {"pairs": 550}
 
     def rows(self, clips: Sequence[LabelledClip], asking: Asking) -> Iterator[AudioRow]:
         single = _single(clips)
@@ -49,9 +49,6 @@ class Order:
             path = asking.folder / f"order{i:04d}.flac"
             write_new(path, one_after_another([clip.path for clip in pair], _LONGEST))
             yield AudioRow(asking.prompt, audio_id=str(path), task="order", output=labels[0], meta={"choices": labels})
-
-    def choices(self, asking: Asking) -> Choices:
-        return OWN
 
     def score(self, answers: Sequence[Answer], scoring: Scoring) -> Scores:
         like = partial(_meant, scoring)
@@ -75,12 +72,12 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Twice:
+class Twice(Task):
     """A clip of one sound, or two of them one after the other: how many?"""
 
-    needs: str = "labels, two clips each"
-    hows: tuple[How, ...] = ("generate",)
-    options: Mapping[str, int] = field(default_factory=lambda: {"pairs": 10})
+    needs = "labels, two clips each"
+    hows = ("generate",)
+    options: ClassVar[Mapping[str, int]] = {"pairs": 10}
 
     def rows(self, clips: Sequence[LabelledClip], asking: Asking) -> Iterator[AudioRow]:
         for label, mine in sorted(_single(clips).items()):
@@ -99,15 +96,12 @@ class Twice:
                         meta={"label": label, "count": number},
                     )
 
-    def choices(self, asking: Asking) -> Choices:
-        return OWN
-
     def score(self, answers: Sequence[Answer], scoring: Scoring) -> Scores:
         return count_scores(answers)
 
 
 @dataclass(frozen=True)
-class Pitch:
+class Pitch(Task):
     """A class of sounds shifted in pitch: does the answer follow the pitch, or the class (LTU, figure 2)?
 
     Attributes:
@@ -115,9 +109,9 @@ class Pitch:
     """
 
     word: str = "siren"
-    needs: str = "labels with `siren` in them"
-    hows: tuple[How, ...] = ("generate",)
-    options: Mapping[str, int] = field(default_factory=lambda: {"clips": 53})
+    needs = "labels with `siren` in them"
+    hows = ("generate",)
+    options: ClassVar[Mapping[str, int]] = {"clips": 53}
 
     def rows(self, clips: Sequence[LabelledClip], asking: Asking) -> Iterator[AudioRow]:
         chosen = [clip for clip in clips if any(self.word in label.lower() for label in clip.labels)]
@@ -127,9 +121,6 @@ class Pitch:
                 path = asking.folder / f"{clip.path.stem}{semitones:+d}.flac"
                 write_new(path, shift_pitch(samples, semitones))
                 yield AudioRow(asking.prompt, audio_id=str(path), task="pitch", meta={"semitones": semitones})
-
-    def choices(self, asking: Asking) -> Choices:
-        return OWN
 
     def score(self, answers: Sequence[Answer], scoring: Scoring) -> Scores:
         shifts = [meta_of(answer.row, "semitones") for answer in answers]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -13,20 +13,18 @@ from alm_jax.data.tasks.clips import ClipEvent, LabelledClip
 from alm_jax.eval.metrics.answers import count
 from alm_jax.eval.metrics.events import Counts, Event, event_counts, events, micro_macro, psds, segment_counts, spans
 from alm_jax.eval.metrics.spread import counted
-from alm_jax.eval.protocols.base import Answer, Asking, How, Scores, Scoring, meta_of, one_row
-from alm_jax.infer.batch import OWN, Choices
+from alm_jax.eval.protocols.base import Answer, Asking, Scores, Scoring, Task, meta_of, one_row
 
 LABEL = "{LABEL}"
 
 
 @dataclass(frozen=True)
-class Detect:
+class Detect(Task):
     """When each sound is heard. A prompt with `{LABEL}` asks about one sound of the clip at a time (APT), one without
     about all (LTU); a sound is scored in the clips that it was asked about."""
 
-    needs: str = "events (label, onset, offset)"
-    hows: tuple[How, ...] = ("generate",)
-    options: Mapping[str, int] = field(default_factory=dict)
+    needs = "events (label, onset, offset)"
+    hows = ("generate",)
 
     def rows(self, clips: Sequence[LabelledClip], asking: Asking) -> Iterator[AudioRow]:
         for clip in clips:
@@ -37,9 +35,6 @@ class Detect:
                     output = "; ".join(f"{name}: [{onset:.1f}s-{offset:.1f}s]" for name, onset, offset in told)
                     question = asking.prompt.replace(LABEL, label)
                     yield one_row(clip, question, "detection", output, events=told, asked=label, seconds=_length(clip))
-
-    def choices(self, asking: Asking) -> Choices:
-        return OWN
 
     def score(self, answers: Sequence[Answer], scoring: Scoring) -> Scores:
         rows, segments, whole = [], {}, {}
@@ -76,12 +71,11 @@ class Detect:
 
 
 @dataclass(frozen=True)
-class Count:
+class Count(Task):
     """How often a sound is heard, where its annotated events can be counted."""
 
-    needs: str = "events (label, onset, offset) that can be counted"
-    hows: tuple[How, ...] = ("generate",)
-    options: Mapping[str, int] = field(default_factory=dict)
+    needs = "events (label, onset, offset) that can be counted"
+    hows = ("generate",)
 
     def rows(self, clips: Sequence[LabelledClip], asking: Asking) -> Iterator[AudioRow]:
         for clip in clips:
@@ -89,9 +83,6 @@ class Count:
                 if all(event.countable for event in group):
                     question = asking.prompt.replace(LABEL, label)
                     yield one_row(clip, question, "counting", str(len(group)), label=label, count=len(group))
-
-    def choices(self, asking: Asking) -> Choices:
-        return OWN
 
     def score(self, answers: Sequence[Answer], scoring: Scoring) -> Scores:
         return count_scores(answers)

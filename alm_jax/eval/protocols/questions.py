@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -17,23 +18,21 @@ from alm_jax.eval.metrics.answers import agreed, normal, short_match
 from alm_jax.eval.metrics.classes import calibration
 from alm_jax.eval.metrics.options import mmau_prompt, option_of
 from alm_jax.eval.metrics.spread import by_group, mean_interval
-from alm_jax.eval.protocols.base import Answer, Asking, How, Scores, Scoring, meta_of, one_row
-from alm_jax.infer.batch import OWN, Choices
+from alm_jax.eval.protocols.base import Answer, Asking, Scores, Scoring, Task, meta_of, one_row
 
 _NAN = float("nan")
 
 
 @dataclass(frozen=True)
-class ShortAnswers:
+class ShortAnswers(Task):
     """Questions that several annotators answered by yes, no or a word (ClothoAQA: three each).
 
     True is what most of them say; where they all differ, what any of them says. `binary` scores are of questions whose
     true answer is yes or no, `unanimous` ones of those that all annotators answer alike.
     """
 
-    needs: str = "questions with answers"
-    hows: tuple[How, ...] = ("generate",)
-    options: Mapping[str, int] = field(default_factory=dict)
+    needs = "questions with answers"
+    hows = ("generate",)
 
     def rows(self, clips: Sequence[LabelledClip], asking: Asking) -> Iterator[AudioRow]:
         for clip in clips:
@@ -43,9 +42,6 @@ class ShortAnswers:
             for question, given in answers.items():
                 true = agreed(given) or normal(given[0])
                 yield one_row(clip, asking.about_question(question), "question", true, answers=given)
-
-    def choices(self, asking: Asking) -> Choices:
-        return OWN
 
     def score(self, answers: Sequence[Answer], scoring: Scoring) -> Scores:
         given = [meta_of(answer.row, "answers") for answer in answers]
@@ -66,7 +62,7 @@ class ShortAnswers:
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Task):
     """Multiple choice, of prepared sets that say which options a question has.
 
     Attributes:
@@ -78,9 +74,8 @@ class Options:
     match: Callable[[str, str, Sequence[str]], bool] = lambda true, said, options: (
         (chosen := option_of(said, options)) is not None and options[chosen] == true
     )
-    needs: str = "questions with options (prepared sets have them)"
-    hows: tuple[How, ...] = ("generate", "choices")
-    options: Mapping[str, int] = field(default_factory=dict)
+    needs = "questions with options (prepared sets have them)"
+    hows = ("generate", "choices")
 
     def rows(self, clips: Sequence[LabelledClip], asking: Asking) -> Iterator[AudioRow]:
         for clip in clips:
@@ -92,9 +87,6 @@ class Options:
                     meta = {"choices": told["choices"], "group": told.get("task") or told.get("type", "")}
                     words = asking.about_question(self.word(question, told["choices"]))
                     yield one_row(clip, words, "options", answer, **meta)
-
-    def choices(self, asking: Asking) -> Choices:
-        return OWN
 
     def score(self, answers: Sequence[Answer], scoring: Scoring) -> Scores:
         choices = [meta_of(answer.row, "choices") for answer in answers]
@@ -115,18 +107,15 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Episodes:
+class Episodes(Task):
     """N labels, K examples of each, and a clip to name (APT, section V, B)."""
 
-    needs: str = "labels, with more clips each than there are shots"
-    hows: tuple[How, ...] = ("choices", "generate")
-    options: Mapping[str, int] = field(default_factory=lambda: {"ways": 5, "shots": 5, "episodes": 500})
+    needs = "labels, with more clips each than there are shots"
+    hows = ("choices", "generate")
+    options: ClassVar[Mapping[str, int]] = {"ways": 5, "shots": 5, "episodes": 500}
 
     def rows(self, clips: Sequence[LabelledClip], asking: Asking) -> Iterator[AudioRow]:
         return few_shot(clips, FewShot(**asking.options), asking.seed)
-
-    def choices(self, asking: Asking) -> Choices:
-        return OWN
 
     def score(self, answers: Sequence[Answer], scoring: Scoring) -> Scores:
         choices = [meta_of(answer.row, "choices") for answer in answers]
@@ -141,18 +130,15 @@ class Episodes:
 
 
 @dataclass(frozen=True)
-class Reasons:
+class Reasons(Task):
     """Natural language audio reasoning about two recordings (APT, section V, C)."""
 
-    needs: str = "events (label, onset, offset)"
-    hows: tuple[How, ...] = ("generate",)
-    options: Mapping[str, int] = field(default_factory=lambda: {"pairs": 100, "questions": 5})
+    needs = "events (label, onset, offset)"
+    hows = ("generate",)
+    options: ClassVar[Mapping[str, int]] = {"pairs": 100, "questions": 5}
 
     def rows(self, clips: Sequence[LabelledClip], asking: Asking) -> Iterator[AudioRow]:
         return reasoning(clips, Reasoning(**asking.options), asking.seed, write_by_rule)
-
-    def choices(self, asking: Asking) -> Choices:
-        return OWN
 
     def score(self, answers: Sequence[Answer], scoring: Scoring) -> Scores:
         right = [short_match(answer.row.output, answer.said) for answer in answers]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from alm_jax.core.cache import cache_dir
 from alm_jax.data.composed import Scenes
@@ -12,15 +13,14 @@ from alm_jax.data.rows import AudioRow, read_rows
 from alm_jax.data.tasks.clips import LabelledClip
 from alm_jax.eval.answers import mean
 from alm_jax.eval.metrics.spread import by_group
-from alm_jax.eval.protocols.base import Answer, Asking, How, Scores, Scoring
-from alm_jax.infer.batch import OWN, Choices
+from alm_jax.eval.protocols.base import Answer, Asking, Scores, Scoring, Task
 
 KINDS = ("events", "first", "order", "presence", "count")
 _SEED = 1000  # of scenes that no shipped recipe trains on
 
 
 @dataclass(frozen=True)
-class ComposedScenes:
+class ComposedScenes(Task):
     """Questions about scenes mixed from labelled clips; needs no data.
 
     Attributes:
@@ -28,9 +28,9 @@ class ComposedScenes:
     """
 
     scenes: Scenes = field(default_factory=lambda: Scenes(24, kinds=KINDS))
-    needs: str = "nothing: scenes are composed of the clips in this package"
-    hows: tuple[How, ...] = ("generate",)
-    options: Mapping[str, int] = field(default_factory=lambda: {"scenes": 24, "per_kind": 20})
+    needs = "nothing: scenes are composed of the clips in this package"
+    hows = ("generate",)
+    options: ClassVar[Mapping[str, int]] = {"scenes": 24, "per_kind": 20}
 
     def rows(self, clips: Sequence[LabelledClip], asking: Asking) -> Iterator[AudioRow]:
         seed = self.scenes.seed + _SEED + asking.seed
@@ -40,9 +40,6 @@ class ComposedScenes:
             if row.task in asked and asked[row.task] < asking.options["per_kind"]:
                 asked[row.task] += 1
                 yield replace(row, audio_id=str(rows.clip_path(row.audio_id)), caption="")
-
-    def choices(self, asking: Asking) -> Choices:
-        return OWN
 
     def score(self, answers: Sequence[Answer], scoring: Scoring) -> Scores:
         usual = majority_answers([{"task": answer.row.task, "output": answer.row.output} for answer in answers])
