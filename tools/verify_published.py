@@ -61,6 +61,7 @@ PUBLISHED = {
     "apt": Published("", "apt", base=("audio_mae", "vicuna-7b-v1.1")),
     "mats": Published("LBanBan/MATS", "mats", base=("msclap", "vicuna-7b-v1.5")),
     "audio_mae": Published("", "audio_mae", "audio_mae"),
+    "beats": Published("", "beats", "beats_iter3"),
     "msclap": Published("microsoft/msclap", "msclap", "msclap_2023"),
     "laion-clap": Published("laion/clap-htsat-unfused", "clap_hf", "clap_htsat_unfused"),
     "vicuna-7b-v1.1": Published("lmsys/vicuna-7b-v1.1", "llama_hf", "vicuna_7b"),

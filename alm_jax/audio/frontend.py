@@ -32,7 +32,8 @@ class KaldiFbank:
     padding comes out as -mean / std, louder than silence. A clip shorter than one frame is 0.01 everywhere before
     normalisation. `high_freq` of 0 or less counts from Nyquist. With `frames=None` the NumPy form has as many rows as
     the clip has frames, the JAX form as many as fit into n samples. With `peak` the whole clip is first shifted to mean
-    0 and scaled to that largest magnitude (APT: 0.5).
+    0 and scaled to that largest magnitude (APT: 0.5). `gain` is what samples are multiplied by before the floor under
+    the energies: 32768 for Kaldi's own range of 16 bits, whose floor is that much deeper (BEATs).
     """
 
     sample_rate: int = 16000  # Hz
@@ -47,6 +48,7 @@ class KaldiFbank:
     mean: float = -5.081
     std: float = 4.4849
     peak: float | None = None
+    gain: float = 1.0
 
     def __post_init__(self):
         _check_sizes(self)
@@ -59,6 +61,8 @@ class KaldiFbank:
             raise ConfigError(f"std: expected a positive number, got {self.std!r}")
         if self.peak is not None and not self.peak > 0:
             raise ConfigError(f"peak: expected a positive number or None, got {self.peak!r}")
+        if not self.gain > 0:
+            raise ConfigError(f"gain: expected a positive number, got {self.gain!r}")
         if self.window not in ("hanning", "povey"):
             raise ConfigError(f"window: expected 'hanning' or 'povey', got {self.window!r}")
         low, high = self.band
@@ -128,7 +132,8 @@ class KaldiFbank:
         frames = frames - self.preemphasis * jnp.concatenate([frames[..., :1], frames[..., :-1]], axis=-1)
         power = windowed_power(frames, _window(self.window, self.frame_samples), self.n_fft)
         filters = jnp.asarray(self._filters(), jnp.float32)
-        log_mel = jnp.log(jnp.maximum(jnp.matmul(power, filters, precision="highest"), KALDI_FLOOR))
+        energy = self.gain**2 * jnp.matmul(power, filters, precision="highest")
+        log_mel = jnp.log(jnp.maximum(energy, KALDI_FLOOR))
         count = jnp.maximum(0, 1 + (lengths - self.frame_samples) // self.hop)[:, None, None]
         padding = jnp.where(count > 0, 0.0, TOO_SHORT)
         log_mel = jnp.where(jnp.arange(rows)[:, None] < count, log_mel, padding)
@@ -145,7 +150,7 @@ class KaldiFbank:
         frames = frames - frames.mean(axis=1, keepdims=True, dtype=np.float64)
         frames = frames - self.preemphasis * np.concatenate([frames[:, :1], frames[:, :-1]], axis=1)
         power = np.abs(np.fft.rfft(frames * _window(self.window, self.frame_samples), self.n_fft)) ** 2
-        return np.log(np.maximum(power @ self._filters(), KALDI_FLOOR))
+        return np.log(np.maximum(self.gain**2 * (power @ self._filters()), KALDI_FLOOR))
 
     def _filters(self) -> np.ndarray:
         return kaldi_mel_filters(self.num_mels, self.n_fft, self.sample_rate, *self.band)

@@ -180,7 +180,8 @@ def _style(weights: Weights, layout: str, word: str | None) -> Style:
     came, stays = weights.origin.style, layout == weights.origin.layout
     if stays and word not in ("hf", "official"):
         return came
-    style = LAYOUTS[layout].style if weights.adapters else PLAIN
+    published = LAYOUTS[layout].style
+    style = published if weights.adapters else replace(PLAIN, tied=published.tied)
     return replace(style, bare=came.bare, tied=came.tied) if stays else style
 
 

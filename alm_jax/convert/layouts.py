@@ -15,6 +15,7 @@ from alm_jax.convert import (
     apt_blip2,
     ast,
     audio_mae,
+    beats,
     bert,
     cav_mae,
     clap,
@@ -31,7 +32,7 @@ from alm_jax.convert import (
 )
 from alm_jax.convert.formats import TensorFile
 from alm_jax.convert.load import Beginning, fold
-from alm_jax.convert.names import PLAIN, PUBLISHED, Style
+from alm_jax.convert.names import PLAIN, PUBLISHED, TIED, Style
 from alm_jax.convert.rules import Table
 from alm_jax.core.config import config_types
 from alm_jax.core.errors import CheckpointError
@@ -56,7 +57,7 @@ class Layout:
         sizes: that config, as far as a file tells it (`convert.sizes`); the rest is the default.
         heads: what `config.json` calls the number of attention heads, where tensors do not tell it.
         settings: from the same config to the `config.json` of `transformers`, where that has the model.
-        style: how the published files of a model with LoRA spell the keys.
+        style: how the published files spell the keys: with LoRA, and whether tied tensors are written out.
         becomes: of a layout that is read and not written, the one that is written instead.
         whole: of a part of a larger model (an encoder), the layout of a file that holds all of that.
         parts: of a system's layout, the classes of the encoder's and the aligner's config.
@@ -148,6 +149,9 @@ LAYOUTS = {
         ast.modules,
         ast.sizes,
         settings=ast.to_hf_config,
+    ),
+    "beats": Layout(
+        ("*patch_embedding.weight", "*layers.0.self_attn.grep_linear.weight"), beats.official, beats.sizes, style=TIED
     ),
     "cnn14": Layout(("*bn0.weight", "*conv_block1.conv1.weight"), cnn14.official, cnn14.sizes),
     "htsat": Layout(

@@ -83,6 +83,7 @@ class Style:
 
 
 PLAIN = Style()
+TIED = Style(tied=True)  # BEATs, whose code loads no file that lacks a copy
 PUBLISHED = Style(peft="", adapter="default")  # ltu_ori_paper.bin: the PEFT 0.3 model's own state dict
 ADAPTER = Style(peft="")  # adapter_model.safetensors
 

@@ -18,16 +18,16 @@ class PatchEmbed(nnx.Module):
         stride: from one square to the next, along (time, frequency).
     """
 
-    def __init__(self, patch: int, stride: tuple[int, int], dim: int, key: jax.Array):
+    def __init__(self, patch: int, stride: tuple[int, int], dim: int, key: jax.Array, *, bias: bool = True):
         self.kernel = init.normal(key, (patch**2, dim), (ax.PATCH, ax.EMBED))
-        self.bias = init.zeros((dim,), (ax.EMBED,))
+        self.bias = init.zeros((dim,), (ax.EMBED,)) if bias else None
         self.patch, self.stride = patch, stride
 
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.kernel[...].astype(x.dtype).reshape(self.patch, self.patch, 1, -1)
         layout = ("NHWC", "HWIO", "NHWC")
         y = jax.lax.conv_general_dilated(x[..., None], kernel, self.stride, "VALID", dimension_numbers=layout)
-        return y + self.bias[...].astype(x.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
 def patch_grid(frames: int, mels: int, patch: int, stride: tuple[int, int]) -> tuple[int, int]:

@@ -25,6 +25,7 @@ from alm_jax.models.decoders.gpt2 import Gpt2Config
 from alm_jax.models.decoders.llama import LlamaConfig
 from alm_jax.models.encoders.ast import AstConfig
 from alm_jax.models.encoders.audio_mae import AudioMaeConfig
+from alm_jax.models.encoders.beats import BeatsConfig
 from alm_jax.models.encoders.cav_mae import CavMaeConfig
 from alm_jax.models.encoders.clap import ClapEncoderConfig
 from alm_jax.models.encoders.cnn14 import Cnn14Config
@@ -37,7 +38,14 @@ from alm_jax.models.vision import Vision, VisionConfig
 
 FrontendConfig = KaldiFbank | WhisperLogMel | LibrosaLogMel
 EncoderConfig = (
-    CavMaeConfig | WhisperConfig | AudioMaeConfig | ClapEncoderConfig | HtsatConfig | AstConfig | Cnn14Config
+    CavMaeConfig
+    | WhisperConfig
+    | AudioMaeConfig
+    | ClapEncoderConfig
+    | HtsatConfig
+    | AstConfig
+    | BeatsConfig
+    | Cnn14Config
 )
 AlignerConfig = PooledLinearConfig | TltrConfig | QFormerConfig | MapperConfig | ClapHeadsConfig | MaeDecoderConfig
 DecoderConfig = LlamaConfig | Gpt2Config

@@ -22,6 +22,7 @@ from alm_jax.layers.norm import LayerNorm, layer_norm
 from alm_jax.models.decoders.gpt2 import Gpt2, Gpt2Config
 from alm_jax.models.encoders.ast import Ast, AstConfig
 from alm_jax.models.encoders.audio_mae import AudioMae, AudioMaeConfig
+from alm_jax.models.encoders.beats import Beats, BeatsConfig
 from alm_jax.models.encoders.cnn14 import Cnn14, Cnn14Config
 from alm_jax.models.encoders.htsat import Htsat, HtsatConfig
 from alm_jax.models.encoders.whisper import Whisper, WhisperConfig
@@ -31,8 +32,15 @@ from alm_jax.models.text.bert import Bert, BertConfig, mean_of_tokens
 TEXT_END = " <|endoftext|>"  # what MS-CLAP puts behind every text
 TEXT_LENGTH = 77  # tokens to which it fills texts up, with the id of "!"
 
-AudioConfig = HtsatConfig | WhisperConfig | AstConfig | AudioMaeConfig | Cnn14Config
-_AUDIO = {HtsatConfig: Htsat, WhisperConfig: Whisper, AstConfig: Ast, AudioMaeConfig: AudioMae, Cnn14Config: Cnn14}
+AudioConfig = HtsatConfig | WhisperConfig | AstConfig | AudioMaeConfig | BeatsConfig | Cnn14Config
+_AUDIO = {
+    HtsatConfig: Htsat,
+    WhisperConfig: Whisper,
+    AstConfig: Ast,
+    AudioMaeConfig: AudioMae,
+    BeatsConfig: Beats,
+    Cnn14Config: Cnn14,
+}
 TextConfig = Gpt2Config | BertConfig
 ProjectionKind = Literal["residual", "mlp"]
 _BEGIN = {"softmax": (log(1 / 0.07), None), "sigmoid": (log(10.0), -10.0)}  # logit_scale and logit_bias, as published

@@ -19,6 +19,7 @@ from alm_jax.models.decoders.llama import LLAMAS, Llama, LlamaConfig
 from alm_jax.models.decoders.whisper import WhisperDecoderConfig, WhisperSeq2Seq, WhisperSeq2SeqConfig
 from alm_jax.models.encoders.ast import Ast, AstConfig
 from alm_jax.models.encoders.audio_mae import AudioMae, AudioMaeConfig
+from alm_jax.models.encoders.beats import Beats, BeatsConfig
 from alm_jax.models.encoders.cav_mae import CavMae, CavMaeConfig
 from alm_jax.models.encoders.clap import ClapEncoder, ClapEncoderConfig
 from alm_jax.models.encoders.cnn14 import Cnn14, Cnn14Config
@@ -31,6 +32,7 @@ ENCODERS = {
     "cav_mae": (CavMaeConfig, CavMae),
     "ast": (AstConfig, Ast),
     "audio_mae": (AudioMaeConfig, AudioMae),
+    "beats": (BeatsConfig, Beats),
     "clap_encoder": (ClapEncoderConfig, ClapEncoder),
     "cnn14": (Cnn14Config, Cnn14),
     "htsat": (HtsatConfig, Htsat),
@@ -85,6 +87,8 @@ CONFIGS: dict[str, Any] = {
     "ast_10_10_0.4593": AstConfig(classes=527),
     "audio_mae": AudioMaeConfig(),
     "audio_mae_audioset": AudioMaeConfig(classes=527),
+    "beats_iter3": BeatsConfig(),
+    "beats_iter3_audioset": BeatsConfig(classes=527),
     "clap_encoder": ClapEncoderConfig(),
     "cnn14": Cnn14Config(),
     "cnn14_audioset": Cnn14Config(classes=527),

@@ -134,6 +134,16 @@ def test_kaldi_silence_padding_and_short_clips_are_the_published_constants():
     assert frontend.numpy(np.zeros(0, np.float32)).shape == (1024, 128)
 
 
+def test_kaldi_gain_is_louder_samples_over_the_same_floor():
+    """What BEATs hears: 16-bit samples, of which the floor hides digital silence alone."""
+    frontend, louder = KaldiFbank(frames=60, gain=2.0**15), KaldiFbank(frames=60)
+    waves = [1e-4 * sounds()["noise"], np.zeros(5000)]
+    expected = [louder.numpy(2.0**15 * wave) for wave in waves]
+    for row, wave, truth in zip(run_jax(frontend, waves), waves, expected):
+        np.testing.assert_allclose(frontend.numpy(wave), truth, atol=1e-6)
+        np.testing.assert_allclose(row, truth, atol=TOLERANCE)
+
+
 def test_kaldi_mel_filters_at_16_khz():
     filters = kaldi_mel_filters(128, 512, 16000, 20.0, 8000.0)
     assert filters.shape == (257, 128)
@@ -200,6 +210,7 @@ def test_what_a_front_end_says_of_itself():
         (lambda: KaldiFbank(frame_length_ms=0.0), "frame_length_ms"),
         (lambda: KaldiFbank(std=0.0), "std"),
         (lambda: KaldiFbank(peak=0.0), "peak"),
+        (lambda: KaldiFbank(gain=0.0), "gain"),
         (lambda: WhisperLogMel(padding="zeros"), "padding"),
         (lambda: WhisperLogMel(frames=2.5), "frames"),
         (lambda: LibrosaLogMel(padding="zeros"), "padding"),

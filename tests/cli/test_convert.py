@@ -33,6 +33,7 @@ from alm_jax.models.decoders.llama import LlamaConfig
 from alm_jax.models.decoders.whisper import WhisperDecoderConfig, WhisperSeq2SeqConfig
 from alm_jax.models.encoders.ast import AstConfig
 from alm_jax.models.encoders.audio_mae import AudioMaeConfig
+from alm_jax.models.encoders.beats import BeatsConfig
 from alm_jax.models.encoders.cav_mae import CavMaeConfig
 from alm_jax.models.encoders.cnn14 import Cnn14Config
 from alm_jax.models.encoders.htsat import HtsatConfig
@@ -53,6 +54,7 @@ MODELS = {
     "cav_mae": CavMaeConfig(frames=32, dim=16, heads=2, depth=2),
     "audio_mae": AudioMaeConfig(frames=64, dim=16, heads=2, depth=2, mlp_dim=24),
     "ast_hf": AstConfig(frames=46, mels=36, dim=16, heads=2, depth=2, mlp_dim=24),
+    "beats": BeatsConfig(4, 8, 16, 2, 2, 24, 4, 2, 8),
     "cnn14": Cnn14Config(mels=8, channels=(2, 2, 4, 4, 4, 4)),
     "whisper_openai": WHISPER,
     "whisper_hf": WHISPER,

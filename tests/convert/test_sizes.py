@@ -17,6 +17,7 @@ from alm_jax.core.errors import CheckpointError
 from alm_jax.layers.dense import Lora
 from alm_jax.models.alm import build
 from alm_jax.models.decoders.llama import Llama, LlamaConfig
+from alm_jax.models.encoders.beats import Beats, BeatsConfig
 from alm_jax.models.encoders.cav_mae import CavMae, CavMaeConfig
 from alm_jax.models.encoders.whisper import Whisper, WhisperConfig
 from alm_jax.models.ltu import LORA, ltu
@@ -27,7 +28,8 @@ from tests.convert.dict_file import DictFile, ShapeFile
 LLAMA = LlamaConfig(vocab_size=50, dim=256, depth=3, heads=2, kv_heads=1, mlp_dim=24, norm_eps=1e-5)
 WHISPER = WhisperConfig(mels=8, dim=128, heads=2, depth=3, positions=20)
 CAV_MAE = CavMaeConfig(frames=32, dim=128, heads=2, depth=4, joint_depth=2, mlp_ratio=0.5)
-MODULES = {LlamaConfig: Llama, WhisperConfig: Whisper, CavMaeConfig: CavMae}
+BEATS = BeatsConfig(4, 8, 16, 2, 3, 24, 6, 4, 8, classes=5)
+MODULES = {LlamaConfig: Llama, WhisperConfig: Whisper, CavMaeConfig: CavMae, BeatsConfig: Beats}
 
 
 def written(config, layout, module=None, **options):
@@ -47,9 +49,9 @@ def test_the_published_ltu(golden_ltu):
             assert config_of(ShapeFile(keys[name]), "ltu") == ltu(), name
 
 
-@pytest.mark.parametrize("layout", ["whisper_hf", "whisper_openai", "whisper_ctranslate2", "cav_mae"])
+@pytest.mark.parametrize("layout", ["whisper_hf", "whisper_openai", "whisper_ctranslate2", "cav_mae", "beats"])
 def test_encoders(layout):
-    config = CAV_MAE if layout == "cav_mae" else WHISPER
+    config = {"cav_mae": CAV_MAE, "beats": BEATS}.get(layout, WHISPER)
     assert config_of(written(config, layout), layout) == config
 
 

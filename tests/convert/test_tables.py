@@ -24,6 +24,7 @@ from alm_jax.models.decoders.llama import Llama, LlamaConfig, Lora
 from alm_jax.models.decoders.whisper import WhisperDecoderConfig, WhisperSeq2Seq, WhisperSeq2SeqConfig
 from alm_jax.models.encoders.ast import Ast, AstConfig
 from alm_jax.models.encoders.audio_mae import AudioMae, AudioMaeConfig
+from alm_jax.models.encoders.beats import Beats, BeatsConfig
 from alm_jax.models.encoders.cav_mae import CavMae, CavMaeConfig
 from alm_jax.models.encoders.cnn14 import Cnn14, Cnn14Config
 from alm_jax.models.encoders.htsat import Htsat, HtsatConfig
@@ -76,6 +77,7 @@ PARTS = {
     "ast_hf": (Ast, AST, ()),
     "ast_modules": (Ast, AST, ()),
     "audio_mae": (AudioMae, AUDIO_MAE, ("decoder_blocks.0.attn.qkv.weight", "mask_token", "fc_norm.weight")),
+    "beats": (Beats, BeatsConfig(4, 8, 16, 2, 2, 16, 4, 2, 8), ("predictor.weight", "predictor.bias")),
     "cnn14": (Cnn14, Cnn14Config(mels=8, channels=(4, 8)), ("fc1.weight", "fc_audioset.bias")),
     "htsat": (Htsat, HTSAT, ("audio_encoder.base.htsat.tscam_conv.weight", "caption_encoder.base.wte.weight")),
     "htsat_hf": (Htsat, HTSAT, ("text_model.embeddings.word_embeddings.weight", "logit_scale_a")),

@@ -18,13 +18,13 @@ def _inputs(seed=0):
 
 
 def _written_out(q, k, v, seen, bias=None):
-    """float64; `seen` bool [B, L, S], `bias` [H, L, S]."""
+    """float64; `seen` bool [B, L, S], `bias` [B, H, L, S]."""
     out = np.zeros(q.shape)
     for b in range(B):
         for h in range(H):
             group = h // (H // K)
             scores = q[b, :, h].astype(np.float64) @ k[b, :, group].T.astype(np.float64) / np.sqrt(D)
-            scores = np.where(seen[b], scores if bias is None else scores + bias[h], -np.inf)
+            scores = np.where(seen[b], scores if bias is None else scores + bias[b, h], -np.inf)
             weights = np.exp(scores - scores.max(-1, keepdims=True))
             out[b, :, h] = weights / weights.sum(-1, keepdims=True) @ v[b, :, group]
     return out
@@ -50,10 +50,11 @@ def test_causal_with_a_prefix():
     np.testing.assert_allclose(attention(q, k, v, causal=True, prefix=3, **ids), expected, atol=2e-6)
 
 
-def test_a_bias_on_the_scores():
-    (q, k, v), bias = _inputs(), np.random.default_rng(5).normal(size=(H, L, L)).astype(np.float32)
+@pytest.mark.parametrize("shape", [(H, L, L), (B, H, L, L)])
+def test_a_bias_on_the_scores(shape):
+    (q, k, v), bias = _inputs(), np.random.default_rng(5).normal(size=shape).astype(np.float32)
     ids = np.array([[1, 1, 1, 2, 2, 2, 2], [1] * 7])
-    expected = _written_out(q, k, v, ids[:, :, None] == ids[:, None], bias)
+    expected = _written_out(q, k, v, ids[:, :, None] == ids[:, None], np.broadcast_to(bias, (B, H, L, L)))
     ids = jnp.array(ids)
     np.testing.assert_allclose(
         attention(q, k, v, bias=bias, q_segment_ids=ids, kv_segment_ids=ids), expected, atol=2e-6

@@ -16,6 +16,7 @@ from alm_jax.models.clap import AudioTower, Clap, ClapConfig, LaionClapConfig, T
 from alm_jax.models.clap_training import clap_arrays, clap_config, clap_training, training_path
 from alm_jax.models.encoders.ast import AstConfig
 from alm_jax.models.encoders.audio_mae import AudioMaeConfig
+from alm_jax.models.encoders.beats import BeatsConfig
 from alm_jax.models.encoders.cnn14 import Cnn14Config
 from alm_jax.models.encoders.htsat import HtsatConfig
 from alm_jax.models.encoders.whisper import WhisperConfig
@@ -34,6 +35,7 @@ TOWERS = {
     "whisper": CLAP,
     "ast": replace(CLAP, audio=AstConfig(**SMALL), frontend=FBANK, taps=None),
     "audio_mae": replace(CLAP, audio=AudioMaeConfig(**SMALL), frontend=FBANK, taps=None, pool=1),
+    "beats": replace(CLAP, audio=BeatsConfig(4, 8, 16, 2, 2, 16, 4, 2, 8, 12), frontend=FBANK),
     "cnn14": replace(
         CLAP, audio=Cnn14Config(mels=64, channels=(4,) * 6), frontend=LibrosaLogMel(seconds=0.5), taps=None, pool=1
     ),

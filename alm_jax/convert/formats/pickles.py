@@ -15,8 +15,8 @@ from alm_jax.core.errors import CheckpointError
 class TorchPickle:
     """The tensors of a state dict, bare or inside `{'state_dict': ...}` / `{'model': ...}`.
 
-    `metadata` holds the plain values (numbers, strings, flags) that lie beside the tensors. Zip archives are mapped
-    into memory, so that only what is read is loaded.
+    `metadata` holds the plain values (numbers, strings, flags) that lie beside the tensors or in a `cfg` there. Zip
+    archives are mapped into memory, so that only what is read is loaded.
     """
 
     def __init__(self, path: Path):
@@ -24,7 +24,7 @@ class TorchPickle:
         self.metadata: dict[str, Any] = {}
         state = _load(path)
         while isinstance(state, Mapping):
-            self.metadata |= {str(k): v for k, v in state.items() if isinstance(v, bool | int | float | str)}
+            self.metadata |= _plain(state.get("cfg")) | _plain(state)
             inner = next((state[k] for k in ("state_dict", "model") if isinstance(state.get(k), Mapping)), None)
             if inner is None:
                 break
@@ -48,6 +48,12 @@ class TorchPickle:
 
     def read(self, key: str, index: Index | None = None) -> np.ndarray:
         return _as_numpy(self._tensors[key])[(*(index or ()), ...)].copy()  # of a scalar an array too
+
+
+def _plain(values: Any) -> dict[str, Any]:
+    """The numbers, strings and flags of a mapping; none of anything else."""
+    items = values.items() if isinstance(values, Mapping) else ()
+    return {str(key): value for key, value in items if isinstance(value, bool | int | float | str)}
 
 
 def _as_numpy(tensor: Any) -> np.ndarray:

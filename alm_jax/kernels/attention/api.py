@@ -32,7 +32,7 @@ def attention(
         q_segment_ids, kv_segment_ids: int [B, L] and [B, S], both or none; a key is seen iff its id is not 0 and equals
             the query's.
         causal: query i sees keys 0..i only (L = S). prefix: the first keys, which every query sees all the same.
-        bias: [H, L, S], added to the scaled scores (positions in a window).
+        bias: [H, L, S] or [B, H, L, S], added to the scaled scores (positions in a window).
         scale: of the scores; D**-0.5 by default.
 
     Returns:

@@ -21,7 +21,7 @@ def attention(q, k, v, *, q_segment_ids=None, kv_segment_ids=None, causal=False,
         lower = jnp.tril(jnp.ones((q.shape[1], k.shape[1]), bool))[None, None]
         lower |= jnp.arange(k.shape[1]) < prefix
         mask = lower if mask is None else mask & lower
-    bias = None if bias is None else bias[None]
+    bias = bias[None] if bias is not None and bias.ndim == 3 else bias
     return jax.nn.dot_product_attention(q, k, v, bias, mask, scale=scale, implementation="xla")
 
 
