@@ -207,7 +207,7 @@ def test_missing_pieces_are_named_with_the_argument_that_gives_them(runs, tmp_pa
     refused("not needed", error=UsageError, base=[llama, llama], tokenizer=whole)
     refused("no such", tokenizer=tmp_path / "nothing", base=llama)
     (llama / "config.json").unlink()
-    refused("how many heads its decoder of width 16 has", "num_attention_heads beside", base=llama, tokenizer=whole)
+    refused("how many heads the Llama of width 16 has", "with num_attention_heads into", base=llama, tokenizer=whole)
     (llama / "config.json").write_text('{"num_attention_heads": 2, "rope_scaling": {"type": "yarn"}}')
     refused("llama", "rope_type is 'yarn'; expected default, linear, llama3", base=llama, tokenizer=whole)
     (llama / "config.json").write_text('{"num_attention_heads": "two"}')

@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -111,11 +112,14 @@ def run(args: list[str]) -> None:
     if options.part:
         weights = weights.part(options.part)
     weights, target = choose_target(weights, options.to)
-    if target.stem == Target.stem and (untold := heads_untold(weights.config, weights.folder)):
+    untold = heads_untold(weights.config, weights.folder) if target.stem == Target.stem else []
+    if untold and target.layout == "alm":
         raise CheckpointError(f"{weights.name} cannot be used as it is: {'; '.join(untold)}")
     with new_folder(options.dst) as folder:
         written = write(folder, weights, target, dtype, size)
     print(options.dst / written.name)
+    if untold:
+        print(f"without a config.json: {'; '.join(untold)}", file=sys.stderr)
 
 
 def _check_word(word: str) -> None:
@@ -270,7 +274,7 @@ def _write_encoder(folder: Path, weights: Weights, left: dict[str, Any], put: An
 def _write_settings(folder: Path, weights: Weights, target: Target, dtypes: set[str]) -> None:
     """`config.json`: of transformers where the names are, else of this library; or `adapter_config.json`."""
     from alm_jax.convert import alm
-    from alm_jax.convert.checkpoint import is_hf
+    from alm_jax.convert.checkpoint import headless, is_hf
     from alm_jax.convert.layouts import LAYOUTS
     from alm_jax.convert.peft import to_adapter_config
     from alm_jax.core.config import to_json
@@ -282,6 +286,8 @@ def _write_settings(folder: Path, weights: Weights, target: Target, dtypes: set[
         return
     if weights.spec is not None:
         _write_json(folder / "config.json", alm.header(origin) | {"spec": to_json(weights.spec)})
+        return
+    if headless(weights.config):
         return
     layout = LAYOUTS[target.layout]
     if is_hf(target.layout):

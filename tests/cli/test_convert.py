@@ -150,13 +150,15 @@ def test_hf_and_official_are_found_for_each_model(llama, tmp_path):
 
 
 def test_heads_that_nothing_tells(tmp_path, capsys):
-    """Of an unusual width, and no config.json: what was written could not be run. Nothing is."""
+    """Of an unusual width, and no config.json: written without one, and not at all in our own layout."""
     write_model(tmp_path / "given", "gpt2_hf", GPT2)
     (tmp_path / "given" / "config.json").unlink()
-    for to in ((), ("--to", "alm"), ("--dtype", "f32")):
-        assert main(["convert", str(tmp_path / "given"), str(tmp_path / "out"), *to]) == 1
-        told = f"how many heads the Gpt2 of width 16 has (put a config.json with n_head into {tmp_path / 'given'})"
-        assert told in capsys.readouterr().err and not (tmp_path / "out").exists()
+    told = f"how many heads the Gpt2 of width 16 has (put a config.json with n_head into {tmp_path / 'given'})"
+    assert main(["convert", str(tmp_path / "given"), str(tmp_path / "out"), "--to", "alm"]) == 1
+    assert told in capsys.readouterr().err and not (tmp_path / "out").exists()
+    convert(tmp_path / "given", tmp_path / "bare", "--dtype", "f32")
+    assert "without a config.json: " in (said := capsys.readouterr().err) and told in said
+    assert not (tmp_path / "bare" / "config.json").exists()
     (tmp_path / "given" / "config.json").write_text('{"n_head": 2}')
     convert(tmp_path / "given", tmp_path / "out")
     assert json.loads((tmp_path / "out" / "config.json").read_text())["n_head"] == 2

@@ -38,6 +38,14 @@ ALIGN = ("aligner.*",)
 ALL = ("encoder.*", "aligner.*", "*.lora_?")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _flags_of_libtpu():
+    """It ends the process at a flag that its own XLA does not know, such as one of the CPU's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("XLA_FLAGS")
+        yield
+
+
 def stage(name="align", trainable=ALIGN, batch_size=64, buckets=(32, 64), **options):
     return Stage(name, DataSpec((Source("rows.json"),), batch_size, buckets), trainable, steps=10, **options)
 
