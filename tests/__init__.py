@@ -1,0 +1,1 @@
+"""The tests; a regular package, since some libraries install one of this name."""
