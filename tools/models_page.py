@@ -88,6 +88,18 @@ MODELS = [
     ),
     Model("AST", "AST with classifier", "ast_10_10_0.4593", "f32", "MIT/ast-finetuned-audioset-10-10-0.4593"),
     Model("Audio-MAE", "Audio-MAE, fine-tuned, stride 16", "audio_mae_audioset", "f32", "finetuned.pth"),
+    Model(
+        "BEATs iter3+",
+        "BEATs, fine-tuned",
+        "beats_iter3_audioset",
+        "f32",
+        "BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt1.pt",
+    ),
+    Model("EVA ViT-g/14", "BLIP-2 image encoder", "eva_vit_g", "f16", "eva_vit_g.pth"),
+    Model(
+        "InstructBLIP's Q-Former", "InstructBLIP", "instructblip_qformer", "f32", "Salesforce/instructblip-vicuna-7b"
+    ),
+    Model("MS-CLAP 2023", "MS-CLAP text tower", "msclap_2023", "f32", "CLAP_weights_2023.pth"),
     Model("PANNs CNN14", "PANNs CNN14", "cnn14_audioset", "f32", "Cnn14_mAP=0.431.pth"),
     Model("LAION CLAP", "LAION CLAP", "clap_htsat_unfused", "f32", "laion/clap-htsat-unfused"),
     Model("LAION CLAP, fused", "LAION CLAP with fusion", "clap_htsat_fused", "f32", "laion/clap-htsat-fused"),
