@@ -254,7 +254,7 @@ def results_of(run: Run) -> dict[str, Any] | None:
 def work(runs: Sequence[Run], scorer: Callable[[], Scorer]) -> bool:
     """Train and score what is not yet; whether it was asked to stop."""
     from alm_jax.api import loaded_run
-    from alm_jax.cli.display import progress
+    from alm_jax.core.display import progress
     from alm_jax.train.curriculum import train
     from alm_jax.train.run import load_run
 
@@ -338,7 +338,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def compare(options: argparse.Namespace) -> int:
     """What the parsed command line asks for; returns the exit code."""
-    from alm_jax.cli.display import progress
+    from alm_jax.core.display import progress
 
     file = load_config_file(options.config)
     runs = plan(file, options.out.absolute(), options.seeds)

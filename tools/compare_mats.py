@@ -211,7 +211,7 @@ def guesses(asked: Asked, clap: Any, size: int) -> dict[str, dict[str, Any]]:
 def score_all(out: Path, asked: Asked, size: int) -> dict[str, Any]:
     """Ask in every way that was not scored before; results by way."""
     import alm_jax
-    from alm_jax.cli.display import progress
+    from alm_jax.core.display import progress
     from alm_jax.infer.memory import build_bank
 
     scored = out / "scored"

@@ -330,7 +330,7 @@ def _lines() -> Iterator[str]:
 
 
 def _batch(model: Any, options: Ask, rows: Any, settings: dict[str, Any]) -> None:
-    from alm_jax.cli.display import progress
+    from alm_jax.core.display import progress
     from alm_jax.infer.batch import answer_file
 
     settings |= {"batch_size": options.batch_size, "segments": options.segments, "choices": _choices(options)}

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from alm_jax.cli.display import progress
 from alm_jax.cli.parse import parse
+from alm_jax.core.display import progress
 from alm_jax.core.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:

@@ -114,7 +114,7 @@ def _expected(dataset: DataSet) -> list[str]:
 def _list() -> None:
     from rich.table import Table
 
-    from alm_jax.cli.display import print_table
+    from alm_jax.core.display import print_table
 
     table = Table("set", "clips", "hours", "GB", "splits", "licence", box=None, pad_edge=False)
     for each in SETS.values():
@@ -134,7 +134,7 @@ def _look(dataset: DataSet, src: Path) -> int:
 
 
 def _prepare(dataset: DataSet, options: DataOptions) -> int:
-    from alm_jax.cli.display import progress
+    from alm_jax.core.display import progress
     from alm_jax.data.sets.prepare import REPORT, prepare
 
     allowed = dataset.bad_share if options.max_bad_share is None else options.max_bad_share

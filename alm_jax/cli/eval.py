@@ -135,7 +135,7 @@ def run(args: list[str]) -> int | None:
 def _list() -> None:
     from rich.table import Table
 
-    from alm_jax.cli.display import print_table
+    from alm_jax.core.display import print_table
     from alm_jax.eval.benchmarks import BENCHMARKS
 
     table = Table("benchmark", "what", "data set", "split", "needs", "answers by", "prompts", "options")
@@ -246,7 +246,7 @@ def _own_scenes(benchmark: Any, folder: str) -> Any:
 
 
 def _evaluated(model: Any, name: str, benchmark: Any, data: str | None, folder: Path, settings: Any) -> Any:
-    from alm_jax.cli.display import progress
+    from alm_jax.core.display import progress
     from alm_jax.eval.run import evaluate
 
     mine = {key: value for key, value in settings.options.items() if key in benchmark.task.options}
@@ -260,7 +260,7 @@ def _show(out: Path, title: str, found: Sequence[Any]) -> None:
     """Write the summary and the report, and print the table."""
     from rich.table import Table
 
-    from alm_jax.cli.display import print_table
+    from alm_jax.core.display import print_table
     from alm_jax.core.files import write_text
     from alm_jax.eval.report import label, main_metric, shown, write_report
 

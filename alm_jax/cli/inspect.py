@@ -13,8 +13,8 @@ import tyro
 from rich.markup import escape
 from rich.table import Table
 
-from alm_jax.cli.display import print_table
 from alm_jax.cli.parse import parse
+from alm_jax.core.display import print_table
 from alm_jax.core.errors import CheckpointError, UsageError
 
 

@@ -113,7 +113,7 @@ def run(args: list[str]) -> None:
 
 
 def _build(options: Build) -> None:
-    from alm_jax.cli.display import progress
+    from alm_jax.core.display import progress
     from alm_jax.data.captions import read_texts
     from alm_jax.infer.memory import build_bank
 

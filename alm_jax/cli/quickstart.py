@@ -156,7 +156,7 @@ def _five_answers(out: Path, model: Any, rows_path: Path, kinds: tuple[str, ...]
 def _progress(what: str) -> Any:
     from contextlib import contextmanager
 
-    from alm_jax.cli.display import progress
+    from alm_jax.core.display import progress
 
     @contextmanager
     def named():
@@ -170,7 +170,7 @@ def _show(out: Path, results: dict[str, Any], seconds: float) -> None:
     """Tables, five answers, and where everything lies."""
     from rich.table import Table
 
-    from alm_jax.cli.display import print_table
+    from alm_jax.core.display import print_table
     from alm_jax.train.plots import plot_losses
 
     for name, rows in results["tables"].items():

@@ -47,7 +47,7 @@ def run(args: list[str]) -> int:
     options = parse(Scenes, args, "scenes")
     check_folder(options.out)
 
-    from alm_jax.cli.display import progress
+    from alm_jax.core.display import progress
     from alm_jax.data.manifest import choose_clips
     from alm_jax.data.scenes import write_scenes
 

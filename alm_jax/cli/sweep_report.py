@@ -104,7 +104,7 @@ def report(out: Path, runs: Sequence[Run]) -> None:
 def _print_table(summaries: Sequence[Summary]) -> None:
     from rich.table import Table
 
-    from alm_jax.cli.display import print_table
+    from alm_jax.core.display import print_table
 
     names = list(dict.fromkeys(name for summary in summaries for name in summary.measures))[:_COLUMNS]
     table = Table("variant", "runs")

@@ -73,7 +73,7 @@ def run(args: list[str]) -> int:
     if out.exists():
         raise UsageError(f"--out {out} is {'a folder' if out.is_dir() else 'there already'}; give a new file")
 
-    from alm_jax.cli.display import progress
+    from alm_jax.core.display import progress
     from alm_jax.data.tasks.audiotia import text_rows, with_captions
     from alm_jax.data.tasks.clips import read_clips
     from alm_jax.data.tasks.registry import TaskConfig, check_tasks, make_rows, write_rows

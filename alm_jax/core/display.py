@@ -1,4 +1,4 @@
-"""What commands share to show: progress on a terminal, tables."""
+"""What commands and tools share to show: progress on a terminal, tables."""
 
 from __future__ import annotations
 
