@@ -202,5 +202,6 @@ def _check_export(ours, tensors, table, theirs, prefix, expected, theirs_out, re
     if not left:
         with torch.no_grad():
             again = _named(theirs_out(fresh))
+        # the bits are equal; PyTorch's sums are not, whose order depends on how its buffers lie in memory
         for name, value in expected.items():
-            assert_close(again[name], value.detach(), 1e-6, f"{name} of PyTorch's model with our export")
+            assert_close(again[name], value.detach(), 1e-5, f"{name} of PyTorch's model with our export")

@@ -132,10 +132,11 @@ def test_a_killed_run_goes_on(tmp_path):
         # as a kill in the middle of a line leaves it
         whole = journal.read_bytes()
         journal.write_bytes(whole + whole.splitlines(keepends=True)[0][:-20])
-        before = len(server.prompts)
+    # a server of its own: what the killed run had asked may still be coming in at the first one
+    with serving(lambda n, prompt: (200, said(f"to {prompt}"))) as server:
         found = ask(Endpoint(server.url, "m"), prompts, Journal(journal), anything)
         assert found == [[f"to {prompt}"] for prompt in prompts]
-        assert len(server.prompts) - before == 40 - kept
+        assert len(server.prompts) == 40 - kept
     lines = [json.loads(line) for line in journal.read_text().splitlines()]
     assert sorted(line["answer"] for line in lines) == sorted(f"to {prompt}" for prompt in prompts)
 

@@ -314,9 +314,17 @@ def dcase2017_task4(root: Path) -> Wanted:
     table(truth / "groundtruth_weak_label_testing_set.csv", [(name, 60.0, 70.0, label) for label in labels], "\t")
     table(truth / "groundtruth_strong_label_testing_set.csv", [(name, 0.917, 2.029, labels[0])], "\t")
     table(truth / "groundtruth_weak_label_training_set.csv", [("--ab_1234_c_0.000_10.000.wav", 0, 10, "Bus")], "\t")
+    scored = ("zzYt9mEKLFc_30.000_40.000.wav", "Car alarm")
+    for kind, times in (("weak", (30.0, 40.0)), ("strong", (0.0, 4.5))):
+        rows = [(scored[0], *times, scored[1])]
+        table(truth / f"groundtruth_{kind}_label_evaluation_set.csv", rows, "\t")
     sound(root / "testing" / f"Y{name}")
     sound(root / "training/Y--ab_1234_c_0.000_10.000.wav")
+    sound(root / "evaluation" / f"Y{scored[0]}")
     return {
+        scored[0].removesuffix(".wav"): Want(
+            "eval", scored[1:], events=((scored[1], 0.0, 4.5),), source="youtube:zzYt9mEKLFc"
+        ),
         name.removesuffix(".wav"): Want(
             "test", labels, events=(("Train horn", 0.917, 2.029),), source="youtube:-5QrBL6MzLg"
         ),
