@@ -139,7 +139,7 @@ def retrieve(z: jax.Array, memory: Memory, config: SantaConfig, noise: jax.Array
     """Draw embeddings of clips towards those of texts (official `encode_audio`; equations 6 and 7).
 
     The neighbours are the nearest in the nearest cluster that has any; one that has too few gives its first in place of
-    those that are missing.
+    those that are missing. Without clusters there are no more of them than texts, each once.
 
     Args:
         z: [B, dim]. noise: N(0, 1) [B, neighbours, dim] or [neighbours, dim], for the neighbours.
@@ -149,14 +149,16 @@ def retrieve(z: jax.Array, memory: Memory, config: SantaConfig, noise: jax.Array
     nearest = jnp.where(sizes > 0, _distances(z, memory.means), jnp.inf).argmin(-1)
     inside = memory.assigned == nearest[:, None]  # [B, M]
     distances = jnp.where(inside, _distances(z, memory.bank), jnp.inf)
-    found, rows = jax.lax.top_k(-distances, min(config.neighbours, len(memory.bank)))
-    missing = ((0, 0), (0, config.neighbours - rows.shape[1]))
+    most = min(config.neighbours, len(memory.bank))
+    found, rows = jax.lax.top_k(-distances, most)
+    count = config.neighbours if config.clusters else most
+    missing = ((0, 0), (0, count - most))
     found, rows = jnp.pad(found, missing, constant_values=-jnp.inf), jnp.pad(rows, missing)
     rows = jnp.where(jnp.isfinite(found), rows, inside.argmax(-1)[:, None])
     distances = jnp.take_along_axis(distances, rows, axis=-1)
     neighbours = memory.bank[rows]
     noisy = config.noise_on == "neighbours" and config.noise_variance
-    texts = add_noise(neighbours, noise, config.noise_variance) if noisy else neighbours
+    texts = add_noise(neighbours, noise[..., :count, :], config.noise_variance) if noisy else neighbours
     similarities = config.temperature * jnp.einsum("bd,bld->bl", z, texts)
     weights = jax.nn.softmax(similarities, axis=-1)
     blended = (1 - config.share) * z + config.share * jnp.einsum("bl,bld->bd", weights, texts)

@@ -89,7 +89,7 @@ def test_too_little_to_build_from(texts):
 
 
 def test_more_neighbours_than_there_are(texts, clips):
-    """A cluster that has too few gives its first again and again, and so does a memory (official code)."""
+    """A cluster that has too few gives its first again and again (official code, with k-means)."""
     few = replace(CLEAN, clusters=1, neighbours=7)
     memory = build_memory(jnp.asarray(texts[:4]), few)
     found = retrieve(jnp.asarray(clips), memory, few, jnp.zeros((7, 16)))
@@ -97,6 +97,18 @@ def test_more_neighbours_than_there_are(texts, clips):
     for row in np.asarray(found.neighbours):
         np.testing.assert_allclose(np.sort(row[:4], 0), np.sort(unit(texts[:4]), 0), atol=ROUNDING)
         np.testing.assert_allclose(row[4:], np.repeat(unit(texts[:1]), 3, 0), atol=ROUNDING)
+
+
+def test_a_memory_smaller_than_the_neighbours(texts, clips):
+    """Without k-means the official code takes what there is, each once: a projection onto all texts (DRCap)."""
+    config = replace(CLEAN, clusters=0, neighbours=5172, share=1.0)
+    bank, z = unit(texts[:4]), clips.astype(np.float64)
+    found = retrieve(jnp.asarray(clips), build_memory(jnp.asarray(texts[:4]), config), config, jnp.zeros((5172, 16)))
+    assert found.neighbours.shape == (3, 4, 16)
+    powers = np.exp(config.temperature * z @ bank.T)
+    np.testing.assert_allclose(found.embeddings, powers / powers.sum(1, keepdims=True) @ bank, atol=ROUNDING)
+    noisy = replace(config, noise_variance=0.015)
+    assert np.isfinite(santa(jnp.asarray(clips), build_memory(jnp.asarray(texts[:4]), noisy), noisy)).all()
 
 
 def test_an_empty_cluster_is_passed_over(texts, clips):
