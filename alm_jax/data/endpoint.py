@@ -17,13 +17,18 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from alm_jax.core.errors import ConfigError, DataError, EndpointError
+from alm_jax.core.files import write_text
 
 _BUSY = (408, 409, 425, 429)  # and 5xx: what a server may say while it is overloaded or starting
 _LONGEST_PAUSE = 60.0
 Answer = TypeVar("Answer")
+Prompt = str | tuple[str, str]
+"""What a model is asked: the user's message, or the system's and the user's."""
+Lacks = Callable[[int, Sequence[str]], str]
+"""`lacks(i, answers)`: what is missing after all answers to prompt i so far; empty if nothing is."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +60,21 @@ class Endpoint:
             raise ConfigError(f"endpoint {self.url}: no model is named; give the name that it serves (--model NAME)")
 
 
-def chat(endpoint: Endpoint, prompt: str, stop: threading.Event | None = None) -> str:
-    """The model's answer to one message; `stop` ends its patience.
+class Asker(Protocol):
+    """Has prompts answered by a language model, and keeps what it said: over an endpoint, or by files of batches."""
+
+    def __call__(self, prompts: Sequence[Prompt], lacks: Lacks, *, wants: int = 1) -> list[list[str]]:
+        """The answers to each prompt, `wants` at least; useless ones may be among them (see `ask`)."""
+
+
+def chat(endpoint: Endpoint, prompt: Prompt, stop: threading.Event | None = None) -> str:
+    """The model's answer to one prompt; `stop` ends its patience.
 
     Raises:
         EndpointError: it refuses, or fails `tries` times.
     """
-    body = {"messages": [{"role": "user", "content": prompt}], "temperature": endpoint.temperature}
-    return _insist(endpoint, lambda: _text(_post(endpoint, "chat/completions", body)), stop or threading.Event())
+    body = {"messages": messages(prompt), "temperature": endpoint.temperature}
+    return _insist(endpoint, lambda: text_of(_post(endpoint, "chat/completions", body)), stop or threading.Event())
 
 
 def embed(endpoint: Endpoint, texts: Sequence[str]) -> list[list[float]]:
@@ -100,12 +112,30 @@ def _insist(endpoint: Endpoint, ask_once: Callable[[], Answer], stop: threading.
     )
 
 
+class Entry(NamedTuple):
+    """An answer in a journal.
+
+    Attributes:
+        key: of its prompt and model (`key_of`). prompt: the user's message.
+        problem: why it is of no use; empty if it is of use. request: what it was asked as, in a batch; empty elsewhere.
+    """
+
+    key: str
+    prompt: str
+    answer: str
+    problem: str = ""
+    request: str = ""
+
+
 @dataclass
 class Journal:
     """The answers to prompts, one a line of a JSON lines file, in the order in which they came.
 
-    A line has the `key` of its prompt and model, the `prompt`, the `answer`, and a `problem` if it is of no use. A line
-    that was cut short by a kill is cut off, and asked again.
+    A line has the fields of an `Entry` that are not empty. A line that was cut short by a kill is cut off, and asked
+    again.
+
+    Attributes:
+        answers: by key. requests: of all answers that came in batches.
 
     Raises:
         DataError: the file holds something else, or cannot be read or written.
@@ -113,6 +143,7 @@ class Journal:
 
     path: Path
     answers: dict[str, list[str]] = field(default_factory=dict)
+    requests: set[str] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -132,32 +163,59 @@ class Journal:
                 return
             try:
                 told = json.loads(line)
-                self.answers.setdefault(told["key"], []).append(told["answer"])
+                self._know(told["key"], told["answer"], told.get("request", ""))
             except (ValueError, TypeError, KeyError):
                 raise DataError(f"{self.path}:{number}: not a line of a journal; give another --out") from None
             end += len(line)
 
-    def add(self, key: str, prompt: str, answer: str, problem: str) -> None:
-        """Keep an answer; it is on the disk when this returns."""
-        told = {"key": key, "prompt": prompt, "answer": answer} | ({"problem": problem} if problem else {})
-        line = json.dumps(told, ensure_ascii=False).encode() + b"\n"
+    def _know(self, key: str, answer: str, request: str) -> None:
+        self.answers.setdefault(key, []).append(answer)
+        if request:
+            self.requests.add(request)
+
+    def add(self, *entries: Entry) -> None:
+        """Keep answers; they are on the disk when this returns."""
+        told = [
+            {name: value for name, value in entry._asdict().items() if value or name == "answer"} for entry in entries
+        ]
+        lines = b"".join(json.dumps(each, ensure_ascii=False).encode() + b"\n" for each in told)
         with self._lock:
             try:
                 with self.path.open("ab") as file:
-                    file.write(line)
+                    file.write(lines)
                     file.flush()
                     os.fsync(file.fileno())
             except OSError as error:
                 raise DataError(f"{self.path}: cannot be written ({error}); what is there is kept") from None
-            self.answers.setdefault(key, []).append(answer)
+            for entry in entries:
+                self._know(entry.key, entry.answer, entry.request)
+
+    def settle(self, keys: Sequence[str]) -> None:
+        """Put the lines in the order of their keys, so that the file is the same whichever answer came first."""
+        lines: dict[str, list[str]] = {key: [] for key in keys}
+        try:
+            with self._lock:
+                for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True):
+                    lines.setdefault(json.loads(line)["key"], []).append(line)
+                write_text(self.path, "".join(line for group in lines.values() for line in group))
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be written ({error}); what is there is kept") from None
+
+
+def missing(i: int, known: Sequence[str], lacks: Lacks, wants: int, attempts: int) -> int:
+    """How many more answers to prompt i are to be asked for now (see `ask`)."""
+    if len(known) < wants:
+        return wants - len(known)
+    return int(len(known) < max(attempts, wants) and bool(lacks(i, known)))
 
 
 def ask(
     endpoint: Endpoint,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     journal: Journal,
-    lacks: Callable[[int, Sequence[str]], str],
+    lacks: Lacks,
     *,
+    wants: int = 1,
     attempts: int = 3,
     workers: int = 4,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -165,28 +223,28 @@ def ask(
     """The answers to each prompt: those in the journal, and new ones until they are enough.
 
     Args:
-        lacks: `lacks(i, answers)` says what is missing after all answers to prompt i so far; empty if nothing is.
-        attempts: how many answers to a prompt are asked for at most; the last one's problem is then left as it is.
+        lacks: see `Lacks`. wants: how many answers each prompt gets at least.
+        attempts: how many are asked for at most where something is lacking; it is then left as it is.
         workers: requests at once. progress: called with (prompts done, all).
 
     Raises:
         EndpointError: as `chat`, once requests under way have ended and are in the journal. DataError: a bad journal.
     """
-    keys = [_key(endpoint, prompt) for prompt in prompts]
+    keys = [key_of(endpoint.model, endpoint.temperature, prompt) for prompt in prompts]
     first = {key: i for i, key in reversed(list(enumerate(keys)))}  # equal prompts are asked once
     stop = threading.Event()
 
     def answered(i: int) -> None:
         while not stop.is_set():
             known = journal.answers.get(keys[i], [])
-            if len(known) >= attempts or (known and not lacks(i, known)):
+            if not missing(i, known, lacks, wants, attempts):
                 return
             try:
                 answer = chat(endpoint, prompts[i], stop)
             except EndpointError:
                 stop.set()  # the others would only find the same
                 raise
-            journal.add(keys[i], prompts[i], answer, lacks(i, [*known, answer]))
+            journal.add(Entry(keys[i], users(prompts[i]), answer, lacks(i, [*known, answer])))
 
     pool = ThreadPoolExecutor(workers)
     try:
@@ -200,6 +258,26 @@ def ask(
     return [journal.answers[key] for key in keys]
 
 
+@dataclass(frozen=True)
+class EndpointAsker:
+    """Asks an endpoint (`ask`); an `Asker`.
+
+    Attributes:
+        endpoint, journal: who is asked, and the file where answers are kept. attempts, workers, progress: as of `ask`.
+    """
+
+    endpoint: Endpoint
+    journal: Path
+    attempts: int = 3
+    workers: int = 4
+    progress: Callable[[int, int], None] = lambda done, total: None
+
+    def __call__(self, prompts: Sequence[Prompt], lacks: Lacks, *, wants: int = 1) -> list[list[str]]:
+        """Raises as `ask`."""
+        how = {"attempts": self.attempts, "workers": self.workers, "progress": self.progress}
+        return ask(self.endpoint, prompts, Journal(self.journal), lacks, wants=wants, **how)
+
+
 def _post(endpoint: Endpoint, path: str, body: Mapping[str, Any]) -> Any:
     """What the server answers, parsed; ValueError if it is no JSON."""
     headers = {"Content-Type": "application/json"}
@@ -211,7 +289,19 @@ def _post(endpoint: Endpoint, path: str, body: Mapping[str, Any]) -> Any:
         return json.loads(response.read())
 
 
-def _text(told: Any) -> str:
+def users(prompt: Prompt) -> str:
+    """The user's message of a prompt."""
+    return prompt if isinstance(prompt, str) else prompt[1]
+
+
+def messages(prompt: Prompt) -> list[dict[str, str]]:
+    """A prompt as the chat completions API has it."""
+    asked = {"role": "user", "content": users(prompt)}
+    return [asked] if isinstance(prompt, str) else [{"role": "system", "content": prompt[0]}, asked]
+
+
+def text_of(told: Any) -> str:
+    """The text in a body of the chat completions API; ValueError if it has none."""
     try:
         answer = told["choices"][0]["message"]["content"]
     except (KeyError, IndexError, TypeError):
@@ -231,9 +321,9 @@ def _vectors(told: Any, count: int) -> list[list[float]]:
     return vectors
 
 
-def _key(endpoint: Endpoint, prompt: str) -> str:
+def key_of(model: str, temperature: float, prompt: Prompt) -> str:
     """Of what an answer depends on; the same model may move to another address."""
-    told = json.dumps([endpoint.model, endpoint.temperature, prompt])
+    told = json.dumps([model, temperature, prompt])
     return hashlib.sha256(told.encode()).hexdigest()[:24]
 
 

@@ -23,7 +23,7 @@ def scenes(tmp_path_factory):
 
 
 def test_every_task_about_scenes(scenes, tmp_path, capsys):
-    names = [name for name in TASKS if name != "few_shot"]
+    names = [name for name, task in TASKS.items() if name != "few_shot" and not task.asks]
     out = scenes / "rows.jsonl"
     assert main(["tasks", str(scenes), "--task", ", ".join(names), "--out", str(out), "--seed", "2"]) == 0
     rows = read_rows(out)
@@ -71,9 +71,43 @@ def test_questions_by_an_endpoint_go_on_after_it_failed(scenes, tmp_path, capsys
     assert "secret" not in (tmp_path / "rows.jsonl.journal.jsonl").read_text()
 
 
+def test_open_questions_in_batches(scenes, tmp_path, capsys):
+    out, given = tmp_path / "rows.jsonl", tmp_path / "given.jsonl"
+    asked = ["tasks", str(scenes), "--task", "open_ended,ltu_temporal", "--out", str(out), "--writer", "batch"]
+    asked += ["--model", "m", "--open-ended.questions", "2", "--closed-ended", "1"]
+    assert main(asked) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("alm: error: 6 requests for m in ") and error.count("\n") == 1 and not out.exists()
+    requests = [json.loads(line) for line in (tmp_path / "rows.jsonl.batch-1.jsonl").open()]
+    assert all("Sound Events: Sound of" in request["body"]["messages"][1]["content"] for request in requests)
+    text = '[{"q": "What is heard?", "a": "Sounds."}, {"q": "Who is %d?", "a": "It is unclear."}]'
+    lines = [
+        {"custom_id": request["custom_id"], "response": {"status_code": 200, "body": json.loads(said(text % i))}}
+        for i, request in enumerate(requests)
+    ]
+    given.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main([*asked, "--answers", str(given)]) == 0
+    told = capsys.readouterr().out
+    assert "12 open_ended" in told and "50.0% of questions and 0.0% of answers are unique, 50.0% of answers say" in told
+    rows = list(read_rows(out))
+    assert {row.meta["answerable"] for row in rows if row.task == "open_ended"} == {True, False}
+    for row in rows:
+        assert row.instruction.startswith("Closed-ended question: ") is (row.task == "ltu_temporal")
+
+
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [
+        (["shipped", "--task", "open_ended"], 2, "open_ended is written by a language model, and the writer is rules"),
+        (["shipped", "--task", "open_ended", "--writer", "batch"], 2, "the writer is batch, and no model is named"),
+        (
+            ["shipped", "--task", "tagging", "--answers", "x"],
+            2,
+            "answers of a batch are given, and the writer is rules",
+        ),
+        (["shipped", "--task", "tagging", "--closed-ended", "2"], 2, "closed_ended is 2.0; expected a share, 0 to 1"),
+        (["shipped", "--task", "tagging", "--workers", "0"], 2, "--workers 0: expected 1 or more"),
+        (["shipped", "--task", "ltu_features"], 1, "ltu_features needs clips with labels, and events with features"),
         (["shipped", "--task", "singing"], 2, "task singing; expected some of tagging, captioning, answering"),
         (["shipped", "--task", ","], 2, "task missing; expected some of"),
         (["shipped"], 2, "missing from alm tasks: --task NAME[,NAME] tasks, parted by commas (required)"),

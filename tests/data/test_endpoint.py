@@ -68,7 +68,7 @@ def test_useless_answers_are_kept_apart_and_asked_for_again(tmp_path):
 
     shown = []
     with serving(reply) as server:
-        endpoint = Endpoint(server.url, "m", **QUICK)
+        endpoint = Endpoint(server.url, "m", pause=0.01)
         prompts = ["one", "never", "one"]
         found = ask(
             endpoint,
@@ -97,9 +97,8 @@ def test_answers_before_a_failure_are_kept(tmp_path):
     prompts = [f"q{i}" for i in range(8)]
     with serving(lambda n, prompt: (200, said(f"to {prompt}")) if n < 5 else (500, "")) as server:
         with pytest.raises(EndpointError, match="what was answered is kept: the same command goes on from there"):
-            ask(
-                Endpoint(server.url, "m", tries=2, **QUICK), prompts, Journal(tmp_path / "j.jsonl"), anything, workers=2
-            )
+            endpoint = Endpoint(server.url, "m", tries=2, pause=0.01)
+            ask(endpoint, prompts, Journal(tmp_path / "j.jsonl"), anything, workers=2)
     assert len((tmp_path / "j.jsonl").read_text().splitlines()) == 5
     with serving(lambda n, prompt: (200, said(f"to {prompt}"))) as server:
         found = ask(Endpoint(server.url, "m"), prompts, Journal(tmp_path / "j.jsonl"), anything, workers=2)

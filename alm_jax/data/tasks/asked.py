@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from alm_jax.data.endpoint import Endpoint, Journal, ask
+from alm_jax.data.endpoint import Asker
 from alm_jax.data.tasks import prompts
 from alm_jax.data.tasks.reasoning import ORDINALS, UNKNOWN, Pair, Question, Sound, render
 
@@ -25,20 +24,12 @@ class AskedWriter:
 
     A `reasoning.Writer`. Sounds without features are described first, by the model too. A pair that never gets enough
     questions keeps those that qualify.
-
-    Attributes:
-        endpoint, journal: who is asked, and the file where answers are kept. attempts: how often for one pair.
-        workers: requests at once. progress: called with (prompts done, all).
     """
 
-    endpoint: Endpoint
-    journal: Path
-    attempts: int = 3
-    workers: int = 4
-    progress: Callable[[int, int], None] = lambda done, total: None
+    ask: Asker
 
     def __call__(self, pairs: Sequence[Pair], count: int, seed: int) -> list[list[Question]]:
-        """Questions that qualify. Raises EndpointError if the endpoint fails."""
+        """Questions that qualify. Raises EndpointError if the model does not answer."""
         del seed  # answers are the journal's: the same run again makes the same rows of them
         pairs = self._described(pairs)
         asked = [prompts.RENDER.format(NUMBER=count, AUDIOS=render(pair)) for pair in pairs]
@@ -47,29 +38,33 @@ class AskedWriter:
             found = qualified(answers, pairs[i])
             return "" if len(found) >= count else f"{len(found)} of {count} questions qualify"
 
-        return [qualified(answers, pair)[:count] for answers, pair in zip(self._ask(asked, lacks), pairs)]
-
-    def _ask(self, asked: Sequence[str], lacks: Callable[[int, Sequence[str]], str]) -> list[list[str]]:
-        journal = Journal(self.journal)
-        options = {"attempts": self.attempts, "workers": self.workers, "progress": self.progress}
-        return ask(self.endpoint, asked, journal, lacks, **options)
+        return [qualified(answers, pair)[:count] for answers, pair in zip(self.ask(asked, lacks), pairs)]
 
     def _described(self, pairs: Sequence[Pair]) -> list[Pair]:
         """The pairs, with a description of every sound that has no features."""
         bare = {sound.label for pair in pairs for sound in (*pair.first, *pair.second) if not sound.features}
-        labels = sorted(bare)
-        answers = self._ask(
-            [prompts.DESCRIBE.format(SOUND=label) for label in labels],
-            lambda i, answers: "" if description(answers[-1]) else "no description in a few words",
-        )
-        told = {label: description(texts[-1]) for label, texts in zip(labels, answers)}
+        told = describe(sorted(bare), prompts.DESCRIBE, self.ask)
 
         def tell(sounds: Sequence[Sound]) -> tuple[Sound, ...]:
             return tuple(
-                s if s.features or not told[s.label] else replace(s, features=(told[s.label],)) for s in sounds
+                s if s.features or not told[s.label] else replace(s, features=(told[s.label][-1],)) for s in sounds
             )
 
         return [pair._replace(first=tell(pair.first), second=tell(pair.second)) for pair in pairs]
+
+
+def describe(labels: Sequence[str], prompt: str, ask: Asker, count: int = 1) -> dict[str, tuple[str, ...]]:
+    """How sounds sound, by a language model: of each label up to `count` descriptions, those that are of use.
+
+    Args:
+        prompt: has `{SOUND}` in the label's place.
+    """
+    answers = ask(
+        [prompt.format(SOUND=label) for label in labels],
+        lambda i, answers: "" if description(answers[-1]) else "no description in a few words",
+        wants=count,
+    )
+    return {label: tuple(filter(None, map(description, texts))) for label, texts in zip(labels, answers)}
 
 
 def description(answer: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from alm_jax.core.errors import DataError
-from alm_jax.data.endpoint import Endpoint, Journal, ask
+from alm_jax.data.endpoint import Asker
 from alm_jax.data.rows import AudioRow
 from alm_jax.data.tasks.clips import LabelledClip
 from alm_jax.data.tasks.draw import generator, sample
@@ -100,31 +100,17 @@ def described_by_rule(labels: Sequence[tuple[str, ...]], seed: int) -> list[str]
 class AskedDescriptions:
     """Descriptions by a language model, one a set of labels (appendix B.4); a `Describe`.
 
-    What was answered stands in the journal, and is not asked for again. Labels that get no description of use in a few
-    attempts are described by rule.
-
-    Attributes:
-        endpoint, journal: who is asked, and the file where answers are kept. attempts: how often for one.
-        workers: requests at once. progress: called with (prompts done, all).
+    Labels that get no description of use in a few attempts are described by rule.
     """
 
-    endpoint: Endpoint
-    journal: Path
-    attempts: int = 3
-    workers: int = 4
-    progress: Callable[[int, int], None] = lambda done, total: None
+    ask: Asker
 
     def __call__(self, labels: Sequence[tuple[str, ...]], seed: int) -> list[str]:
-        """Raises EndpointError if the endpoint fails."""
+        """Raises EndpointError if the model does not answer."""
         unique = list(dict.fromkeys(labels))
-        answers = ask(
-            self.endpoint,
+        answers = self.ask(
             [PROMPT.format(LABELS="; ".join(sounds)) for sounds in unique],
-            Journal(self.journal),
             lambda i, told: "" if usable(told[-1]) else "no description in one sentence",
-            attempts=self.attempts,
-            workers=self.workers,
-            progress=self.progress,
         )
         found = {sounds: usable(told[-1]) for sounds, told in zip(unique, answers)}
         ruled = described_by_rule(labels, seed)

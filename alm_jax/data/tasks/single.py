@@ -54,7 +54,7 @@ def answering(clip: LabelledClip, rng: np.random.Generator) -> Iterator[Asked]:
 
 def detection(clip: LabelledClip, rng: np.random.Generator) -> Iterator[Asked]:
     """When each sound is heard: `1.0s-2.5s; 3.0s-4.0s.` (official `evaluate_ted.py`)."""
-    for label, events in _by_label(clip).items():
+    for label, events in by_label(clip).items():
         spans = "; ".join(f"{event.onset:.1f}s-{event.offset:.1f}s" for event in events)
         meta = {"events": [[label, event.onset, event.offset] for event in events]}
         yield Asked(pick(prompts.DETECTION, rng).format(LABEL=label), f"{spans}.", meta)
@@ -75,13 +75,14 @@ def retrieval(clip: LabelledClip, rng: np.random.Generator) -> Iterator[Asked]:
 
 def counting(clip: LabelledClip, rng: np.random.Generator) -> Iterator[Asked]:
     """How often each sound is heard that can be counted."""
-    for label, events in _by_label(clip).items():
+    for label, events in by_label(clip).items():
         if all(event.countable for event in events):
             instruction = pick(prompts.COUNTING, rng).format(LABEL=label)
             yield Asked(instruction, str(len(events)), {"label": label, "count": len(events)})
 
 
-def _by_label(clip: LabelledClip) -> dict[str, list[ClipEvent]]:
+def by_label(clip: LabelledClip) -> dict[str, list[ClipEvent]]:
+    """A clip's events of each label, labels by their first onset."""
     groups: dict[str, list[ClipEvent]] = {}
     for event in clip.events:
         groups.setdefault(event.label, []).append(event)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from alm_jax.core.errors import EndpointError
-from alm_jax.data.endpoint import Endpoint
-from alm_jax.data.tasks.asked import AskedWriter, contradicts, description, qualified
+from alm_jax.data.endpoint import Endpoint, EndpointAsker
+from alm_jax.data.tasks.asked import contradicts, description, qualified
 from alm_jax.data.tasks.clips import ClipEvent, LabelledClip
 from alm_jax.data.tasks.reasoning import Pair, Reasoning, sounds_of
 from alm_jax.data.tasks.registry import TaskConfig, make_rows
@@ -87,15 +87,15 @@ def reply_to(prompt):
     return PAPER.replace("first", "<").replace("second", "first").replace("<", "second") if told[0] != "w" else PAPER
 
 
-def nlar(writer):
-    return list(make_rows([CREAK, STORM], ["nlar"], TaskConfig(nlar=Reasoning(pairs=1)), writer=writer))
+def nlar(ask):
+    return list(make_rows([CREAK, STORM], ["nlar"], TaskConfig(nlar=Reasoning(pairs=1)), ask=ask))
 
 
 def test_rows_by_a_model(tmp_path):
     with serving(lambda n, prompt: (200, said("hm" if n in (0, 2) else reply_to(prompt)))) as server:
         endpoint = Endpoint(server.url, "m", pause=0.01)
-        writer = AskedWriter(endpoint, tmp_path / "j.jsonl", workers=1)
-        rows = nlar(writer)
+        ask = EndpointAsker(endpoint, tmp_path / "j.jsonl", workers=1)
+        rows = nlar(ask)
         # "hm" is a description, and no list of questions: that order is asked about twice
         assert [prompt.split()[0] for prompt in server.prompts] == ["describe", "Based", "Based", "Based"]
         assert "describe the acoustic characteristic of wood creaking precisely" in server.prompts[0]
@@ -108,12 +108,12 @@ def test_rows_by_a_model(tmp_path):
         )
         problems = [json.loads(line).get("problem") for line in (tmp_path / "j.jsonl").read_text().splitlines()]
         assert problems == [None, None, "0 of 5 questions qualify", None]
-        assert nlar(writer) == rows and len(server.prompts) == 4
+        assert nlar(ask) == rows and len(server.prompts) == 4
 
 
 def test_a_model_that_never_says_anything_of_use(tmp_path):
     with serving(lambda n, prompt: (200, said("- Is it wet? - yes" if n == 3 else "¯\\_(ツ)_/¯ " * 30))) as server:
-        rows = nlar(AskedWriter(Endpoint(server.url, "m"), tmp_path / "j.jsonl", attempts=2, workers=1))
+        rows = nlar(EndpointAsker(Endpoint(server.url, "m"), tmp_path / "j.jsonl", attempts=2, workers=1))
         assert len(server.prompts) == 6  # a description and two orders, twice each
         assert [row.output for row in rows] == ["yes"]  # what qualifies is kept
         assert not re.search(r"\(ツ", server.prompts[2])
@@ -122,14 +122,14 @@ def test_a_model_that_never_says_anything_of_use(tmp_path):
 
 
 def test_an_endpoint_that_fails(tmp_path):
-    writer = AskedWriter(Endpoint("http://127.0.0.1:9", "m", tries=2, pause=0.01), tmp_path / "j.jsonl")
+    ask = EndpointAsker(Endpoint("http://127.0.0.1:9", "m", tries=2, pause=0.01), tmp_path / "j.jsonl")
     with pytest.raises(EndpointError, match="no answer in 2 tries"):
-        nlar(writer)
+        nlar(ask)
 
 
 def test_sounds_that_have_features_are_not_described(tmp_path):
     creak = replace(CREAK, events=tuple(replace(event, features=("creaky",)) for event in CREAK.events))
     with serving(lambda n, prompt: (200, said(PAPER))) as server:
-        writer = AskedWriter(Endpoint(server.url, "m"), tmp_path / "j.jsonl")
-        list(make_rows([creak, STORM], ["nlar"], TaskConfig(nlar=Reasoning(pairs=1)), writer=writer))
+        ask = EndpointAsker(Endpoint(server.url, "m"), tmp_path / "j.jsonl")
+        list(make_rows([creak, STORM], ["nlar"], TaskConfig(nlar=Reasoning(pairs=1)), ask=ask))
         assert [prompt.split()[0] for prompt in server.prompts] == ["Based", "Based"]

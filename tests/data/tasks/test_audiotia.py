@@ -8,7 +8,7 @@ import pytest
 
 from alm_jax.cli.main import main
 from alm_jax.core.errors import ConfigError, DataError, EndpointError
-from alm_jax.data.endpoint import Endpoint
+from alm_jax.data.endpoint import Endpoint, EndpointAsker
 from alm_jax.data.rows import read_rows
 from alm_jax.data.tasks.audiotia import (
     DATA_SETS,
@@ -78,14 +78,15 @@ def test_a_model_is_asked_once_for_each_set_of_labels(tmp_path, monkeypatch):
         return 200, said("Heavy rain falls under thunder." if "rain; thunder ->" in prompt[-20:] else "No.")
 
     with serving(reply) as server:
-        describe = AskedDescriptions(Endpoint(server.url, "m", pause=0.01), journal, workers=1)
+        describe = AskedDescriptions(EndpointAsker(Endpoint(server.url, "m", pause=0.01), journal, workers=1))
         told = describe([RAIN.labels, DOG.labels, RAIN.labels], 0)
         assert told[0] == told[2] == "Heavy rain falls under thunder."
         assert told[1] == described_by_rule([RAIN.labels, DOG.labels], 0)[1]  # three answers, none of use
         assert len(server.prompts) == 4
         assert describe([RAIN.labels], 0) == told[:1] and len(server.prompts) == 4
     with serving(lambda number, prompt: (503, "")) as server, pytest.raises(EndpointError, match="is kept"):
-        AskedDescriptions(Endpoint(server.url, "m", tries=2, pause=0.01), journal, workers=1)([("cat",)], 0)
+        ask = EndpointAsker(Endpoint(server.url, "m", tries=2, pause=0.01), journal, workers=1)
+        AskedDescriptions(ask)([("cat",)], 0)
 
 
 def test_the_command_and_the_source(tmp_path, monkeypatch, capsys):
