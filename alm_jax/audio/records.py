@@ -15,15 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from alm_jax.audio.remote import Ranges
 from alm_jax.core.errors import AudioError
 
 WRITER_OPTIONS = "group_size:1,uncompressed"  # a record is read alone, and stands in the file as it is
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # random access
 _PLACE = re.compile(r"(?P<shard>.*\.array_record-\d{5,}-of-\d{5,})#(?P<number>\d+)/(?P<id>.*)", re.DOTALL)
 _OPEN_SHARDS = 256  # a process's open files
-
-FETCHED_FROM = "fetched_from"
-"""File in a folder that stands for another one: the URL of that, from which missing files are fetched."""
 
 
 def record_path(shard: str | Path, number: int, clip_id: str) -> Path:
@@ -44,7 +42,10 @@ def read_record(shard: str, number: int) -> dict[str, list[Any]]:
         AudioError: no such shard or record, or it is damaged.
     """
     try:
-        return decode_example(_reader(shard).read([number])[0])
+        reader, ranges = _reader(shard)
+        if ranges is not None:
+            ranges.fetch(number)
+        return decode_example(reader.read([number])[0])
     except AudioError:
         raise
     except Exception as error:  # ArrayRecord raises bare errors on missing and broken files
@@ -91,37 +92,13 @@ def decode_example(data: bytes) -> dict[str, list[Any]]:
     }
 
 
-def fetch(path: Path) -> None:
-    """Fetch a file that is not there, if its folder stands for one elsewhere (any URL that fsspec opens); it appears
-    whole or not at all, and once if several processes want it.
-
-    Raises:
-        AudioError: it cannot be had.
-    """
-    origins = (folder for folder in path.parents[:2] if (folder / FETCHED_FROM).is_file())
-    if path.is_file() or (origin := next(origins, None)) is None:
-        return
-    import fsspec
-    from filelock import FileLock
-
-    url = f"{(origin / FETCHED_FROM).read_text().rstrip('/')}/{path.relative_to(origin).as_posix()}"
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with FileLock(path.with_name(f".{path.name}.lock")):
-            if not path.is_file():
-                fs, remote = fsspec.url_to_fs(url)
-                fs.get_file(remote, str(partial))
-                partial.replace(path)
-    except Exception as error:  # each file system has its own
-        raise AudioError(f"{url}: cannot be fetched ({type(error).__name__}: {error})") from None
-
-
 @lru_cache(_OPEN_SHARDS)
-def _reader(shard: str) -> Any:
+def _reader(shard: str) -> tuple[Any, Ranges | None]:
+    """ArrayRecord's reader of a shard, and what fetches its records if it lies elsewhere."""
     from array_record.python.array_record_module import ArrayRecordReader
 
-    fetch(Path(shard))
-    return ArrayRecordReader(shard, _READER_OPTIONS)
+    ranges = Ranges.of(Path(shard))
+    return ArrayRecordReader(shard, _READER_OPTIONS), ranges
 
 
 @cache

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from alm_jax.audio.records import FETCHED_FROM, fetch, record_path
+from alm_jax.audio.records import record_path
+from alm_jax.audio.remote import FETCHED_FROM, fetch
 from alm_jax.core.cache import cache_dir
 from alm_jax.core.errors import DataError
 from alm_jax.core.files import write_text
@@ -37,7 +38,7 @@ def prepared_clips(source: str | Path, split: str = "all") -> Iterator[tuple[Pat
     `id`, `split`, `seconds`, and any of `labels`, `captions`, `events` (each label, onset, offset), `questions`,
     `source`, `meta`.
 
-    Of a set at a URL the indexes are fetched to the cache now, and a shard when a clip of it is first heard.
+    Of a set at a URL the indexes are fetched to the cache now, and a clip when it is first heard.
 
     Args:
         source: as of `prepared_folder`. split: one, several joined by `+`, or `all`.

@@ -312,7 +312,7 @@ def test_rows_of_tasks_about_a_prepared_set(prepared, tmp_path, capsys):
 
 
 def test_a_set_at_a_url(prepared, tmp_path, monkeypatch):
-    """Indexes are fetched at once, a shard when one of its clips is heard."""
+    """Indexes are fetched at once, a clip when it is heard."""
     import fsspec
 
     _, samples, _, done = prepared
