@@ -62,10 +62,12 @@ ALPACA_SHORT = Template(
 
 CHATML = Template(
     name="chatml",
-    no_input="<|im_start|>user\n{instruction}<|im_end|>\n<|im_start|>assistant\n",
-    with_input="<|im_start|>user\n{instruction}\n\n{input}<|im_end|>\n<|im_start|>assistant\n",
+    no_input="<|im_start|>user\n<audio>{instruction}<|im_end|>\n<|im_start|>assistant\n",
+    with_input="<|im_start|>user\n<audio>{instruction}\n\n{input}<|im_end|>\n<|im_start|>assistant\n",
 )
-"""One turn in the form of SmolLM2-Instruct and other ChatML models; the turn's end, `<|im_end|>`, is their EOS."""
+"""One turn in the form of SmolLM2-Instruct and other ChatML models; the turn's end, `<|im_end|>`, is their EOS.
+
+What is heard stands inside the user's turn: before it, these models hardly read it (docs/architecture.md)."""
 
 PLAIN = Template(name="plain", no_input="{instruction}", with_input="{instruction}\n{input}")
 """The question as it stands (APT)."""

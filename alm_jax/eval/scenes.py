@@ -49,10 +49,12 @@ def score_scenes(
     chosen = [i for kind in kinds for i in _of_kind(rows, kind)[:per_kind]]
     asked = [rows[i] for i in chosen]
     features = features_of(next(iter(models.values())), rows, chosen)
+    tokenizer = next(iter(models.values())).tokenizer
+    longest = max((len(tokenizer.encode(row.output)) for row in asked), default=1) + 2  # no longer answer is right
     answers: dict[str, list[str]] = {}
     for name, model in models.items():
         tell = lambda done, total, name=name: progress(name, done, total)
-        answers[name] = answer_rows(model, asked, features, progress=tell)
+        answers[name] = answer_rows(model, asked, features, max_new_tokens=longest, progress=tell)
     usual = majority_answers([{"task": row.task, "output": row.output} for row in train_rows])
     answers["majority"] = [usual.get(row.task, "") for row in asked]
     scores = {

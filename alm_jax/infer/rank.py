@@ -101,7 +101,9 @@ def _score(model, first, cache: KVCache, ends, ids, lengths, index, dtype) -> ja
     flat = ids.reshape(rows * count, length)
     positions = jnp.repeat(ends, count)[:, None] + 1 + jnp.arange(length - 1)
     hidden, _ = model.decode(flat[:, :-1], positions, cache.repeat(count), index, dtype)
-    later = jax.nn.log_softmax(model.logits(hidden)).reshape(rows, count, length - 1, -1)
-    steps = jnp.take_along_axis(later, ids[:, :, 1:, None], axis=-1)[..., 0]
+    logits = model.logits(hidden)
+    said = jnp.take_along_axis(logits, flat[:, 1:, None], axis=-1)[..., 0]
+    # not log_softmax, which would write as much again as the logits are
+    steps = (said - jax.nn.logsumexp(logits, axis=-1)).reshape(rows, count, length - 1)
     begin = jnp.take_along_axis(first, ids[:, :, 0], axis=-1)
     return begin + jnp.where(jnp.arange(1, length) < lengths[..., None], steps, 0.0).sum(-1)

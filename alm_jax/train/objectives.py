@@ -18,7 +18,7 @@ from alm_jax.models.encoders.audio_mae import AudioMae
 from alm_jax.models.features import AlignerText
 
 LossGroup = int | Literal["batch"]
-_SURE = 30.0  # score of a word whose embedding an audio token equals; log(vocabulary) is about 11
+_SURE = 60.0  # score of a word to whose embedding an audio token points; log(vocabulary) is about 11
 
 
 Loss = tuple[jax.Array, dict[str, jax.Array]]
@@ -45,20 +45,25 @@ def next_token(model: Any, batch: Batch, weight: jax.Array, key: jax.Array | Non
 def heard_words(model: Any, batch: Batch, weight: jax.Array, key: jax.Array | None, dtype: Any) -> Loss:
     """Weighted negative log-likelihood of the targets as words that the aligner's tokens say, in any order; float32.
 
-    Each audio token is read as a distribution over the decoder's vocabulary (softmax of its products with the text
-    embeddings), and a target's likelihood is its mean probability over the row's tokens. It draws the aligner's output
-    to the embeddings of the words for what is heard before any language model is run, at a tenth of the cost of
-    `next_token`: a first stage for aligners that begin at random. Not from a paper.
+    Each audio token is read as a distribution over the decoder's vocabulary: softmax of the products of its direction
+    with the text embeddings, both seen from the embeddings' mean, which is most of their length. A target's likelihood
+    is its mean probability over the row's tokens. A second term draws the tokens as far from that mean as embeddings
+    are, so that the decoder gets what it is used to reading: longer ones drown what its first blocks add to them. It is
+    cheap, since no language model is run: a first stage for aligners that begin at random. Not from a paper.
     """
     embed = model.decoder.embed
-    square = jnp.mean(jnp.sum(jnp.square(embed.embedding[...].astype(jnp.float32)), axis=-1))
-    # A token as long as a text embedding can be sure of its word, so that the decoder gets what it is used to reading.
-    scores = embed.attend(model.heard(batch, dtype, key)) * (_SURE / jax.lax.stop_gradient(square))
-    words = jax.nn.log_softmax(scores)
+    table = jax.lax.stop_gradient(embed.embedding[...].astype(jnp.float32))
+    centre = table.mean(0)
+    spread = jnp.sqrt(jnp.mean(jnp.sum(jnp.square(table - centre), axis=-1)))
+    tokens = model.heard(batch, dtype, key).astype(jnp.float32) - centre
+    length = jnp.maximum(jnp.linalg.norm(tokens, axis=-1, keepdims=True), 1e-6)  # [B, audio tokens, 1]
+    words = jax.nn.log_softmax(embed.attend((tokens / length).astype(dtype)) * (_SURE / spread))
     targets = jnp.broadcast_to(batch.targets[:, None, :], (*words.shape[:2], batch.targets.shape[1]))
     said = jnp.take_along_axis(words, targets, axis=-1)  # [B, audio tokens, L]
     likelihood = jax.nn.logsumexp(said, axis=1) - jnp.log(said.shape[1])
-    return -jnp.sum(jnp.where(weight > 0, likelihood * weight, 0.0)), {}
+    spoken = -jnp.sum(jnp.where(weight > 0, likelihood * weight, 0.0))
+    stretched = jnp.sum(jnp.mean(jnp.square(jnp.log(length / spread)), axis=(1, 2)) * weight.sum(-1))
+    return spoken + stretched, {"words_loss": spoken, "length_loss": stretched}
 
 
 def masked_reconstruction(model: Any, batch: Batch, weight: jax.Array, key: jax.Array | None, dtype: Any) -> Loss:

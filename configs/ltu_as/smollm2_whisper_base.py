@@ -43,7 +43,7 @@ def get_config() -> Experiment:
 
     fast = OptimConfig(learning_rate=4e-4, schedule="cosine", warmup_steps=10)
     # LoRA begins at zero and has far to go in few steps; the aligner has learnt already.
-    mixed = OptimConfig(learning_rate=2e-3, schedule="cosine", warmup_steps=5, lr_scale={"aligner.*": 0.2})
+    mixed = OptimConfig(learning_rate=2e-3, schedule="cosine", warmup_steps=5, lr_scale={"aligner.*": 0.1})
 
     return Experiment(
         name="ltu_as_smollm2_whisper_base",
@@ -56,8 +56,8 @@ def get_config() -> Experiment:
             Weights("decoder.*", "HuggingFaceTB/SmolLM2-135M-Instruct"),
         ),
         stages=(
-            stage("hear", 280, 8, ("events",), ("aligner.*",), fast, objective="heard_words"),
-            stage("answer", 100, 8, KINDS, ("aligner.*", "*.lora_?"), mixed),
+            stage("hear", 240, 8, ("events",), ("aligner.*",), fast, objective="heard_words"),
+            stage("answer", 70, 8, KINDS, ("aligner.*", "*.lora_?"), mixed),
         ),
         loop=LoopConfig(checkpoint_every=50),
     )

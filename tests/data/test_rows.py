@@ -168,7 +168,10 @@ def test_templates():
     assert ALPACA_SHORT.parts(AudioRow("Q", input="words"), answer=False) == [
         Text("### Instruction:\nQ\n\n### Input:\nwords\n\n### Response:\n")
     ]
-    assert CHATML.prompt("Q") == "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n"
+    answer = "<|im_end|>\n<|im_start|>assistant\n"
+    heard = [Text("<|im_start|>user\n"), Audio(0), Text(f"Q{answer}")]
+    assert CHATML.parts(AudioRow("Q", audio_id="a.wav"), answer=False) == heard
+    assert CHATML.parts(AudioRow("Q"), answer=False) == [Text(f"<|im_start|>user\nQ{answer}")]
 
 
 def test_clips_stand_where_their_marks_do():

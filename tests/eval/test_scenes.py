@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ class Answerer:
     def __init__(self, replies=None, default=""):
         self.replies, self.default = replies or {}, default
         self.encoded, self.numbers = [], {}
+        self.tokenizer = SimpleNamespace(encode=str.split)
 
     def encode(self, clips):
         self.encoded.append(list(clips))
@@ -28,7 +30,8 @@ class Answerer:
             self.numbers.setdefault(str(clip), float(len(self.numbers)))
         return np.array([[[[self.numbers[str(clip)]]]] for clip in clips])
 
-    def answer(self, questions, features, **_):
+    def answer(self, questions, features, *, max_new_tokens, **_):
+        self.longest = max_new_tokens
         by_number = {number: clip for clip, number in self.numbers.items()}
         named = [[Path(by_number[float(np.asarray(f).ravel()[0])]).name for f in clips] for clips in features]
         return [self.replies.get((q, *clips), self.default) for q, clips in zip(questions, named)]
@@ -64,6 +67,7 @@ def test_the_truth_scores_one_and_silence_nothing(rows_path):
         assert 0.0 <= row.scores["majority"] <= 1.0
     assert len(records) == sum(row.rows for row in table)
     assert told[-1] == ("silent", len(records), len(records))
+    assert knowing.longest == max(len(record["output"].split()) for record in records) + 2
     assert all(record["answers"]["knowing"] == record["output"] for record in records)
 
 

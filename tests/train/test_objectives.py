@@ -42,13 +42,19 @@ def test_next_token_is_the_weighted_negative_log_likelihood(model, batch):
     np.testing.assert_allclose(ours, -(np.log(said) * batch.loss_weight).sum(), rtol=1e-5)  # float32 against float64
 
 
-def test_heard_words_is_the_mean_probability_over_audio_tokens(model, batch):
+def test_heard_words_is_the_mean_probability_over_audio_tokens_and_their_length(model, batch):
     table = np.asarray(model.decoder.embed.embedding[...], np.float64)
-    tokens = np.asarray(model.audio_tokens(batch.audio), np.float64)
-    mixture = _softmax(tokens @ table.T * 30 / (table**2).sum(-1).mean()).mean(1)  # [B, V]
-    said = np.take_along_axis(mixture, batch.targets, -1)
-    ours, _ = heard_words(model, batch, jnp.asarray(batch.loss_weight), None, jnp.float32)
-    np.testing.assert_allclose(ours, -(np.log(said) * batch.loss_weight).sum(), rtol=1e-5)  # float32 against float64
+    centred = table - table.mean(0)
+    spread = np.sqrt((centred**2).sum(-1).mean())
+    tokens = np.asarray(model.audio_tokens(batch.audio), np.float64) - table.mean(0)
+    length = np.linalg.norm(tokens, axis=-1)
+    mixture = _softmax(60 * tokens / length[..., None] @ centred.T / spread).mean(1)  # [B, V]
+    said = -(np.log(np.take_along_axis(mixture, batch.targets, -1)) * batch.loss_weight).sum()
+    stretched = (np.log(length / spread) ** 2).mean(1) @ batch.loss_weight.sum(1)
+    ours, parts = heard_words(model, batch, jnp.asarray(batch.loss_weight), None, jnp.float32)
+    # float32 against float64, scores of up to 60
+    np.testing.assert_allclose([parts["words_loss"], parts["length_loss"]], [said, stretched], rtol=2e-5)
+    np.testing.assert_allclose(ours, said + stretched, rtol=2e-5)
 
 
 @pytest.mark.parametrize("objective", [next_token, heard_words])
