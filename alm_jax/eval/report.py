@@ -59,7 +59,10 @@ def _summary(found: Sequence[Evaluated]) -> str:
 def _section(found: Evaluated) -> Iterator[str]:
     scores = found.scores
     yield f'<h2 id="{_text(label(found))}">{_text(label(found))}</h2>'
-    facts = ", ".join(f"{name} {value}" for name, value in found.facts.items() if value not in (None, "", 1))
+    told = {name: value for name, value in found.facts.items() if value not in (None, "")}
+    if told.get("trials") == 1:
+        del told["trials"]
+    facts = ", ".join(f"{name} {value}" for name, value in told.items())
     failed = f"; {found.failed} could not be asked, and count as wrong" if found.failed else ""
     yield f'<p class="facts">{_text(facts)}; {found.rows} rows{failed}</p>'
     yield from (f'<p class="note">{_text(note)}</p>' for note in scores.notes)
@@ -137,7 +140,8 @@ def calibration_figure(bins: Any, sure: str) -> Any:
 
 def _answers(found: Evaluated) -> str:
     """The first questions and answers."""
-    with (found.folder / PREDICTIONS).open(encoding="utf-8") as said, (found.folder / SCORES).open() as scored:
+    lines = lambda name: (found.folder / name).open(encoding="utf-8")
+    with lines(PREDICTIONS) as said, lines(SCORES) as scored:
         pairs = [(json.loads(a), json.loads(b)) for a, b in islice(zip(said, scored), _ANSWERS)]
     rows = []
     for told, score in pairs:
