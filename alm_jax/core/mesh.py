@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -127,3 +127,52 @@ def constrain(x: jax.Array, *axes: str | None, rules: Rules = DEFAULT_RULES) -> 
     if mesh.empty:
         return x
     return jax.lax.with_sharding_constraint(x, rules.spec(axes))
+
+
+def platform() -> str:
+    """`cpu`, `gpu` or `tpu`: where what is traced now will run, be it compiled ahead of time for devices elsewhere."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
+def mesh_axes(name: str, rules: Rules = DEFAULT_RULES) -> tuple[str, ...]:
+    """Mesh axes that divide a logical axis inside `per_device`; none where it runs its function as it is."""
+    return dict(rules.mapping)[name] if _several_devices() else ()
+
+
+def parts(axes: Sequence[str | None], rules: Rules = DEFAULT_RULES) -> tuple[int, ...]:
+    """Into how many parts the mesh of `jax.set_mesh` divides each axis of an array with these names."""
+    sizes, mapping = jax.sharding.get_abstract_mesh().shape, {None: (), **dict(rules.mapping)}
+    return tuple(prod(sizes.get(axis, 1) for axis in mapping[name]) for name in axes)
+
+
+def indivisible(shape: Sequence[int], axes: Sequence[str | None], rules: Rules = DEFAULT_RULES) -> str | None:
+    """Which axis of an array the mesh of `jax.set_mesh` cannot divide evenly, in words; None if it can."""
+    for size, name, count in zip(shape, axes, parts(axes, rules)):
+        if size % count:
+            return f"the mesh has {count} devices along {name}, which do not divide {size}"
+    return None
+
+
+def per_device(
+    f: Callable[..., tuple[jax.Array, ...]],
+    arguments: Sequence[Sequence[str | None]],
+    results: Sequence[Sequence[str | None]],
+    rules: Rules = DEFAULT_RULES,
+) -> Callable[..., tuple[jax.Array, ...]]:
+    """`f` on each device's part of its arguments (`jax.shard_map`), for kernels that the compiler cannot divide.
+
+    Without several devices in `jax.set_mesh` it is `f` itself. Inside, collectives take `mesh_axes`.
+
+    Args:
+        arguments, results: logical axis names of each array that `f` takes, and of each in the tuple that it returns.
+    """
+    if not _several_devices():
+        return f
+    specs = [tuple(rules.spec(axes) for axes in group) for group in (arguments, results)]
+    return jax.shard_map(f, in_specs=specs[0], out_specs=specs[1], check_vma=False)
+
+
+def _several_devices() -> bool:
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and mesh.size > 1

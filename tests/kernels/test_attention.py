@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from alm_jax.core.errors import ConfigError
-from alm_jax.kernels.attention import attention, decode_attention
+from alm_jax.kernels.attention import attention, decode_attention, splash
 
 B, L, H, K, D = 2, 7, 4, 2, 8
 
@@ -89,8 +89,48 @@ def test_decode_equals_the_end_of_the_whole_row(new):
     np.testing.assert_allclose(part, whole[:, L - new :], atol=2e-6)  # sums in another order
 
 
+@pytest.mark.parametrize(
+    ("lengths", "mask"),
+    [((256, 256), {"causal": True}), ((256, 256), {"causal": True, "prefix": 70}), ((128, 256), {})],
+)
+def test_splash_is_the_reference(lengths, mask, monkeypatch):
+    """Values and gradients of what sees a key, by the interpreter; ids of queries and keys differ."""
+    monkeypatch.setattr(splash, "_BLOCKS", (128,))
+    rng = np.random.default_rng(2)
+    sizes = zip((*lengths, lengths[1], lengths[0]), (4, 2, 2, 4))
+    q, k, v, wanted = (jnp.float32(rng.normal(size=(B, n, heads, 64))) for n, heads in sizes)
+    q_ids, kv_ids = (np.sort(rng.integers(1, 3, (B, n))) for n in lengths)
+    kv_ids[:, 100:120] = 0
+    q_ids[0, -10:] = 0
+    ids = {"q_segment_ids": jnp.int32(q_ids), "kv_segment_ids": jnp.int32(kv_ids)}
+    seen = (q_ids[:, :, None] == kv_ids[:, None]) & (kv_ids != 0)[:, None]
+    if mask:
+        seen &= np.tril(np.ones(lengths, bool)) | (np.arange(lengths[1]) < mask.get("prefix", 0))
+    wanted = wanted * seen.any(-1)[..., None, None]
+
+    def run(attend, **options):
+        loss = lambda q, k, v: jnp.sum(attend(q, k, v, **ids, **mask, **options) * wanted)
+        return jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(q, k, v)
+
+    ours, expected = run(splash.attention, interpret=True), run(attention, implementation="reference")
+    np.testing.assert_allclose(ours[0], expected[0], rtol=1e-4)  # a sum of numbers of both signs
+    for mine, theirs in zip(ours[1], expected[1]):
+        np.testing.assert_allclose(mine, theirs, atol=1e-5 * np.abs(theirs).max())  # float32 sums in another order
+
+
 def test_a_named_implementation_never_falls_back():
-    if jax.default_backend() == "gpu":
-        pytest.skip("a GPU is present, so cuDNN does not refuse")
-    with pytest.raises(ConfigError, match="needs a GPU"):
+    if jax.default_backend() != "cpu":
+        pytest.skip("an accelerator is present, which one of them can do this call on")
+    with pytest.raises(ConfigError, match="attention cudnn cannot do this call: it needs a GPU"):
         attention(*_inputs(), implementation="cudnn")
+    with pytest.raises(ConfigError, match="attention splash cannot do this call: it needs a TPU"):
+        attention(*_inputs(), implementation="splash")
+
+
+def test_what_splash_refuses():
+    q, k, _ = map(jnp.asarray, _inputs())
+    assert splash.refusal(q, k, bias=q, interpret=True) == "it adds no bias to the scores"
+    assert "multiples of 128, got 7 queries and 7 keys" in splash.refusal(q, k, interpret=True)
+    long = jnp.zeros((1, 256, 4, 64))
+    assert splash.refusal(long, long, interpret=True) is None
+    assert "multiple of 64, got 40" in splash.refusal(long[..., :40], long[..., :40], interpret=True)

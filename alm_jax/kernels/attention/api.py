@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 
 from alm_jax.core.errors import ConfigError
+from alm_jax.core.mesh import platform
 from alm_jax.kernels.attention import cudnn, reference
 
-Implementation = Literal["auto", "reference", "cudnn"]
+Implementation = Literal["auto", "reference", "splash", "cudnn"]
+_FAST = {"tpu": "splash", "gpu": "cudnn"}  # by platform
 
 
 def attention(
@@ -41,13 +43,12 @@ def attention(
     Raises:
         ConfigError: the named implementation cannot do this call; the message says why.
     """
-    if implementation == "reference":
-        chosen = reference
-    else:
-        refusal = cudnn.refusal(q, k, prefix, bias)
-        if refusal and implementation == "cudnn":
-            raise ConfigError(f"cuDNN attention cannot do this call: {refusal}")
-        chosen = reference if refusal else cudnn
+    name = _FAST.get(platform(), "reference") if implementation == "auto" else implementation
+    chosen = _module(name)
+    why = None if chosen is reference else chosen.refusal(q, k, prefix, bias)
+    if why and implementation != "auto":
+        raise ConfigError(f"attention {name} cannot do this call: {why}")
+    chosen = reference if why else chosen
     masks = {"q_segment_ids": q_segment_ids, "kv_segment_ids": kv_segment_ids, "causal": causal, "prefix": prefix}
     return chosen.attention(q, k, v, bias=bias, scale=scale, **masks)
 
@@ -75,3 +76,12 @@ def decode_attention(
     return reference.decode_attention(
         q, k_new, v_new, k_cache, v_cache, q_segment_ids=q_segment_ids, kv_segment_ids=kv_segment_ids, scale=scale
     )
+
+
+def _module(name: str) -> Any:
+    """Of an implementation; Pallas is only imported where it is used."""
+    if name == "splash":
+        from alm_jax.kernels.attention import splash
+
+        return splash
+    return {"reference": reference, "cudnn": cudnn}[name]

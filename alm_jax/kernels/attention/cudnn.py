@@ -5,13 +5,14 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from alm_jax.core.mesh import platform
 from alm_jax.kernels.attention.reference import segment_mask
 
 
 def refusal(q: jax.Array, k: jax.Array, prefix: int = 0, bias: jax.Array | None = None) -> str | None:
     """Why cuDNN cannot do this call, in words; None if it can."""
-    if jax.default_backend() != "gpu":
-        return f"it needs a GPU, the default backend is {jax.default_backend()}"
+    if platform() != "gpu":
+        return f"it needs a GPU, the platform is {platform()}"
     if q.dtype not in (jnp.bfloat16, jnp.float16):
         return f"it needs bfloat16 or float16, got {q.dtype}"
     if q.shape[-1] > 128 or q.shape[-1] % 8:

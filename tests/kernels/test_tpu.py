@@ -1,0 +1,83 @@
+"""Kernels compiled ahead of time for TPUs at the shapes of 7B models; libtpu holds the compiler."""
+
+import importlib.util
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding
+
+from alm_jax.core.mesh import DEFAULT_RULES, MeshConfig, make_mesh
+from alm_jax.kernels.attention import attention
+from alm_jax.kernels.linear_cross_entropy import linear_cross_entropy
+from alm_jax.train.plan import CHIPS, tpu_topology
+
+pytestmark = [
+    pytest.mark.tpu,
+    pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is not installed"),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _flags_of_libtpu():
+    """It ends the process at a flag that its own XLA does not know, such as one of the CPU's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("XLA_FLAGS")
+        yield
+
+
+def compiled(f, mesh, *arguments):
+    """`f` of arrays (shape, dtype, logical axes), compiled; and its text before."""
+    shapes = [
+        jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, DEFAULT_RULES.spec(axes)))
+        for shape, dtype, axes in arguments
+    ]
+    with jax.set_mesh(mesh):
+        lowered = jax.jit(f).lower(*shapes)
+    return lowered.compile(), lowered.as_text()
+
+
+def head(name, trains, dtype=jnp.bfloat16, rows=8, length=1024, width=4096, vocab=32000):
+    loss = lambda h, k, t, w: linear_cross_entropy(h, k, t, w, implementation=name)
+    rules = ("batch", None)
+    arguments = [
+        ((rows, length, width), jnp.bfloat16, (*rules, None)),
+        ((width, vocab), dtype, ("embed", "vocab")),
+        ((rows, length), jnp.int32, rules),
+        ((rows, length), jnp.float32, rules),
+    ]
+    return jax.value_and_grad(loss, (0, 1) if trains else 0), arguments
+
+
+def test_cross_entropy_on_v5e():
+    """`auto` takes the kernel, and a chip holds no logits of its tokens: 4 rows x 1024 x 16000 in float32."""
+    mesh = make_mesh(MeshConfig(1, 2, 2), tpu_topology("v5e:2x2").devices)
+    f, arguments = head("auto", trains=False)
+    found, text = compiled(f, mesh, *arguments)
+    assert "tpu_custom_call" in text
+    assert found.memory_analysis().temp_size_in_bytes < 4 * 1024 * 16000 * 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(CHIPS))
+def test_cross_entropy_on_every_generation(name):
+    topology = tpu_topology(CHIPS[name].example)
+    mesh = make_mesh(MeshConfig(1, -1, 2), topology.devices)
+    f, arguments = head("pallas_tpu", trains=True, dtype=jnp.float32, rows=len(topology.devices))
+    compiled(f, mesh, *arguments)
+
+
+@pytest.mark.parametrize("width", [64, 128])
+def test_splash_on_v5e(width):
+    """`auto` takes it, forward and backward, grouped keys and all."""
+    mesh = make_mesh(MeshConfig(1, 2, 2), tpu_topology("v5e:2x2").devices)
+
+    def loss(q, k, v, ids):
+        out = attention(q, k, v, q_segment_ids=ids, kv_segment_ids=ids, causal=True)
+        return jnp.sum(out.astype(jnp.float32))
+
+    heads = lambda count: ((4, 1024, count, width), jnp.bfloat16, ("batch", None, "heads", None))
+    arguments = [heads(16), heads(4), heads(4), ((4, 1024), jnp.int32, ("batch", None))]
+    found, text = compiled(jax.grad(loss, (0, 1, 2)), mesh, *arguments)
+    assert "splash" in text
+    assert found.memory_analysis().temp_size_in_bytes < 2 * 8 * 1024 * 1024 * 4  # scores of two rows and eight heads
