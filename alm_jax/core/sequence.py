@@ -7,6 +7,7 @@ all indices are data, so that assembling audio and text into one sequence is a s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -90,7 +91,8 @@ class Row:
     `targets[i]` is the token that position `i` predicts, counted with `loss_weight[i]` (0 or 1).
     `audio_index[i]` points into the row's flattened slots x tokens, -1 for text; `indicator_index` likewise.
     `aligner_text` holds the ids that the aligner reads with each slot, if it reads any. `image_index`, `images` and
-    `image_text` are the same of images, of which each is one slot; None and empty in a row that sees none.
+    `image_text` are the same of images, of which each is one slot; None and empty in a row that sees none. `lengths`
+    are those of the rows that it is packed from (`pack`); empty in a row by itself.
     """
 
     tokens: np.ndarray
@@ -104,9 +106,46 @@ class Row:
     image_index: np.ndarray | None = None
     images: tuple[int, ...] = ()
     image_text: tuple[tuple[int, ...], ...] = ()
+    lengths: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+
+def pack(rows: Sequence[Row], *, audio_tokens: int, image_tokens: int = 0) -> Row:
+    """Several rows as one, in which each sees itself alone: positions begin anew and segment ids differ (`collate`).
+
+    The loss of each position is what it is in its own row.
+
+    Args:
+        rows: one or more, each by itself.
+        audio_tokens: T, the aligner's tokens a slot. image_tokens: likewise, of an image.
+    """
+    if len(rows) == 1:
+        return rows[0]
+
+    def joined(name: str) -> np.ndarray:
+        return np.concatenate([getattr(row, name) for row in rows])
+
+    def shifted(name: str, counts: list[int]) -> np.ndarray:
+        """An index of each row, moved by what the rows before it count."""
+        starts = np.cumsum([0, *counts[:-1]])
+        indices = [getattr(row, name) for row in rows]
+        indices = [np.full(len(row), -1, np.int32) if i is None else i for row, i in zip(rows, indices)]
+        return np.concatenate([np.where(i < 0, i, i + start).astype(np.int32) for i, start in zip(indices, starts)])
+
+    clips = np.cumsum([0, *(max(row.clips, default=-1) + 1 for row in rows)]).tolist()
+    images = np.cumsum([0, *(max(row.images, default=-1) + 1 for row in rows)]).tolist()
+    return Row(
+        **{name: joined(name) for name in ("tokens", "indicator_index", "targets", "loss_weight", "penalty_mask")},
+        audio_index=shifted("audio_index", [len(row.clips) * audio_tokens for row in rows]),
+        clips=tuple(clip + start for row, start in zip(rows, clips) for clip in row.clips),
+        aligner_text=tuple(text for row in rows for text in row.aligner_text),
+        image_index=shifted("image_index", [len(row.images) * image_tokens for row in rows]) if images[-1] else None,
+        images=tuple(image + start for row, start in zip(rows, images) for image in row.images),
+        image_text=tuple(text for row in rows for text in row.image_text),
+        lengths=tuple(map(len, rows)),
+    )
 
 
 @jax.tree_util.register_dataclass
@@ -179,7 +218,8 @@ def collate(
         aligner_length: La; None: as the rows' texts need, and no texts if no row has one.
         pad: `right` for training; `left` aligns the last prompt token of all rows to one cache slot for generation.
 
-    Pads carry segment id 0 on both sides, so that no position sees them; positions count true tokens only.
+    Pads carry segment id 0 on both sides, so that no position sees them; positions count true tokens only, those of
+    each packed row for itself.
     """
     fills = {
         "tokens": 0,
@@ -200,8 +240,9 @@ def collate(
         for name, column in columns.items():
             if (values := getattr(row, name)) is not None:
                 column[b, place] = values
-        segments[b, place] = 1
-        positions[b, place] = np.arange(len(row))
+        lengths = row.lengths or (len(row),)
+        segments[b, place] = np.repeat(np.arange(1, len(lengths) + 1), lengths)
+        positions[b, place] = np.concatenate([np.arange(n) for n in lengths])
         clips[b, : len(row.clips)] = row.clips
     return Batch(
         positions=positions,

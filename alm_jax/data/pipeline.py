@@ -20,11 +20,11 @@ from alm_jax.audio.frontend import KaldiFbank
 from alm_jax.audio.io import load_audio
 from alm_jax.audio.segments import Segments, longer, split
 from alm_jax.core.errors import AudioError, ConfigError, DataError
-from alm_jax.core.sequence import Batch, Layout, Row, collate
+from alm_jax.core.sequence import Batch, Layout, Row, collate, pack
 from alm_jax.data.captions import Captions
 from alm_jax.data.features import FeatureStore
 from alm_jax.data.layout import lay_out
-from alm_jax.data.plan import NO_ROW, DataSpec, Plan, PlannedBatch, measure
+from alm_jax.data.plan import DataSpec, Entry, Plan, PlannedBatch, measure
 from alm_jax.data.rows import Hears, RowSet, read_rows
 from alm_jax.data.templates import Template
 from alm_jax.data.tokenizer import Tokenizer
@@ -76,9 +76,9 @@ class DataPipeline:
             features.
         hears: whether rows are heard by their files or their captions.
         audio_tokens: T, the aligner's tokens a slot.
-        slots: int [n] windows of each row, per source (`plan.measure`); None: one at most. A batch has as many slots
-            as its row of most, at least one if there is `audio`: rows of several cost others nothing where they keep to
-            their own batches (`mixing="one_source_per_batch"`).
+        slots: int [n] windows of each row, per source (`plan.measure`); None: one at most, and nothing packed. A batch
+            has as many slots as its row of most, at least one if there is `audio`: rows of several cost others nothing
+            where they keep to their own batches (`mixing="one_source_per_batch"`).
         aligner_tokenizer: of an aligner that reads text; what it reads is as long in every batch as the layout says.
         augment: `augment(window, rng)` of each clip's window, random by the plan's seed; not with a store or texts.
         process_index, process_count: this process takes its block of consecutive rows of each global batch, so that
@@ -111,6 +111,8 @@ class DataPipeline:
             raise ConfigError("features and texts cannot be augmented: hear clips in the run, or leave augment out")
         if self.audio is None and self._most_slots:
             raise ConfigError(f"rows of {self._most_slots} clips need a front end or a feature store")
+        if self.slots is None and self.plan.spec.pack:
+            raise ConfigError("data.pack needs the windows of each row: make the pipeline by make_pipeline")
         if self.plan.spec.segments > 1 and not isinstance(self.audio, KaldiFbank):
             raise ConfigError(
                 f"data.segments is {self.plan.spec.segments}, and {type(self.audio).__name__} hears one window of a "
@@ -156,7 +158,7 @@ class DataPipeline:
             for loaded in iterator:
                 for message in loaded.bad:
                     _log.warning("step %d: bad row left out: %s", loaded.step + 1, message)  # as metrics count them
-                seen, bad = seen + loaded.batch.shape[0], bad + len(loaded.bad)
+                seen, bad = seen + sum(map(len, self._block(loaded.planned))), bad + len(loaded.bad)
                 if bad > spec.max_bad_share * max(seen, min(_BAD_GRACE, self.plan.num_rows)):
                     raise DataError(
                         f"{bad} of {seen} rows are bad, more than max_bad_share {spec.max_bad_share:.2%} allows; "
@@ -169,24 +171,29 @@ class DataPipeline:
     def load(self, step: int) -> LoadedBatch:
         """This process's rows of one step; pure, and safe in any thread."""
         planned = self.plan(step)
-        block = len(planned.entries) // self.process_count
-        entries = planned.entries[self.process_index * block : (self.process_index + 1) * block]
-        rows, bad = [], []
+        sequences, rows, bad = self._block(planned), [], []
         slots = self._slots(planned)
-        audio = np.zeros((block, slots, *self._window), self._dtype) if slots else None
-        for b, entry in enumerate(entries):
-            row, problem = self._load_row(entry, None if audio is None else audio[b])
-            rows.append(row)
-            if problem:
-                bad.append(problem)
+        audio = np.zeros((len(sequences), slots, *self._window), self._dtype) if slots else None
+        for b, sequence in enumerate(sequences):
+            parts, heard = [], 0
+            for entry in sequence:
+                row, problem = self._load_row(entry, None if audio is None else audio[b, heard:])
+                parts.append(row)
+                heard += len(row.clips)
+                if problem:
+                    bad.append(problem)
+            rows.append(pack(parts, audio_tokens=self.audio_tokens) if parts else _EMPTY)
         aligner_length = None if self.aligner_tokenizer is None else self.layout.aligner_text_tokens
         batch = replace(collate(rows, planned.bucket, slots=slots, aligner_length=aligner_length), audio=audio)
         return LoadedBatch(step, batch, planned, bad)
 
-    def _load_row(self, entry: tuple[int, int, int], audio: np.ndarray | None) -> tuple[Row, str]:
+    def _block(self, planned: PlannedBatch) -> tuple[tuple[Entry, ...], ...]:
+        """The sequences of a batch that this process loads."""
+        size = len(planned.sequences) // self.process_count
+        return planned.sequences[self.process_index * size : (self.process_index + 1) * size]
+
+    def _load_row(self, entry: Entry, audio: np.ndarray | None) -> tuple[Row, str]:
         """The row of an entry, its windows written into `audio` [A, ...], and its problem (empty: none)."""
-        if entry == NO_ROW:
-            return _EMPTY, ""
         source, index, seed = entry
         rows = self.rowsets[source]
         laid_out = _EMPTY
@@ -226,12 +233,12 @@ class DataPipeline:
         """A of a batch: the same on every process, since it is that of all processes' rows."""
         if self.audio is None or self.slots is None:
             return int(self.audio is not None)
-        counts = (int(self.slots[source][row]) for source, row, _ in planned.entries if source >= 0)
-        return max([1, *counts])
+        counts = (sum(int(self.slots[source][row]) for source, row, _ in rows) for rows in planned.sequences)
+        return max(1, *counts)
 
     @property
     def _most_slots(self) -> int:
-        return 1 if self.slots is None else max(int(counts.max()) for counts in self.slots)
+        return 1 if self.slots is None else self.plan.largest(self.slots)
 
     @property
     def _segments(self) -> Segments | None:
@@ -270,16 +277,17 @@ def make_pipeline(
     aligner_tokenizer: Tokenizer | None = None,
     augment: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None,
     cache_dir: str | Path | None = None,
+    choose: Callable[[RowSet], RowSet] = lambda rows: rows,
     process_index: int = 0,
     process_count: int = 1,
 ) -> DataPipeline:
-    """Read a spec's rows, measure them (kept in `cache_dir`), plan, and make the pipeline.
+    """Read a spec's rows, `choose` some, measure them (kept in `cache_dir`), plan, and make the pipeline.
 
     Raises:
         DataError: unreadable rows, or too many bad ones.
         ConfigError: a spec that does not fit the rows.
     """
-    rowsets = tuple(read_rows(source.rows, max_bad_share=spec.max_bad_share) for source in spec.sources)
+    rowsets = tuple(choose(read_rows(source.rows, max_bad_share=spec.max_bad_share)) for source in spec.sources)
     for rows in rowsets:
         for bad in rows.bad:
             _log.warning("bad row left out: %s", bad)
@@ -296,7 +304,7 @@ def make_pipeline(
         for rows in rowsets
     ]
     return DataPipeline(
-        plan=Plan([each.lengths for each in sizes], spec),
+        plan=Plan([each.lengths for each in sizes], spec, [each.slots for each in sizes]),
         rowsets=rowsets,
         template=template,
         layout=layout,

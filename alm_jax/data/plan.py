@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from alm_jax.core.errors import ConfigError, DataError
 from alm_jax.core.sequence import Layout
 from alm_jax.data.composed import Scenes
 from alm_jax.data.layout import row_lengths
+from alm_jax.data.packing import Packs, alone, packed
 from alm_jax.data.rows import AudioRow, RowSet
 from alm_jax.data.tasks.source import Tasks
 from alm_jax.data.templates import Template
@@ -34,8 +35,8 @@ _CHUNK = 8192
 _SIZES_FORMAT = 3
 _THREADS = 16  # headers that are read at once, which is waiting more than work
 
-NO_ROW = (-1, -1, 0)
-"""Entry of a place in a batch that no row takes (see `DataSpec.last`)."""
+Entry = tuple[int, int, int]
+"""(source, row, seed) of a row in a batch."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,19 @@ class DataSpec:
         seed: of the order and of what is random in a row.
         shuffle: a new order each epoch; otherwise the files' order (by the first row of each batch).
         mixing: `mixed` draws a batch from all sources, `one_source_per_batch` from one.
-        ratios: of the sources' batches, where each has its own; empty: a source gives as many as its rows fill. An
-            epoch is as long either way: a source that is asked for less goes on where it was in the next.
+        ratios: of the sources' rows, or of their batches where each has its own; empty: all rows of a source, `repeat`
+            times. An epoch is as long either way: a source that is asked for less goes on where it was in the next.
+        temperature: above 1 it evens the sources out: ratios, or without them the numbers of rows, are taken to the
+            power of 1 / temperature (Raffel et al. 2020, section 3.5.2).
+        pack: fills sequences of up to the largest bucket with rows of one source, which do not see each other
+            (`core.sequence.pack`); then `batch_size` counts sequences. Needs `max_slots`.
         last: what fills up the last batch of an epoch: rows of the same epoch once more (`wrap`, for training), or
             places without a row and without loss (`pad`, so that an evaluation counts every row once).
         segments: 1 hears the first window of each clip. With more a longer clip is heard in as many as it fills, this
             many at most, one after the other (APT; inference likewise): each takes a slot of the batch.
-        max_slots: windows of the row of most, clips and segments counted. `alm plan` takes it for the largest batch,
-            and rows of more are refused; None takes rows as they come, and in `alm plan` one window a row.
+        max_slots: windows of the row of most, clips and segments counted (with `pack`, of a sequence). `alm plan` takes
+            it for the largest batch, and rows of more are refused; None takes rows as they come, and in `alm plan` one
+            window a row.
         max_bad_share: share of rows that may be bad, in the file or at loading, before the run stops.
         workers: processes that load batches; 0 loads in threads of this process.
     """
@@ -77,6 +83,8 @@ class DataSpec:
     shuffle: bool = True
     mixing: Literal["mixed", "one_source_per_batch"] = "mixed"
     ratios: tuple[float, ...] = ()
+    temperature: float = 1.0
+    pack: bool = False
     last: Literal["wrap", "pad"] = "wrap"
     segments: int = 1
     max_slots: int | None = None
@@ -100,8 +108,10 @@ class DataSpec:
             raise ConfigError(
                 f"ratios are {self.ratios}, expected a number above 0 for each of {len(self.sources)} sources"
             )
-        if self.ratios and self.mixing != "one_source_per_batch":
-            raise ConfigError(f"ratios are of batches of one source; mixing is {self.mixing!r}")
+        if not self.temperature > 0:
+            raise ConfigError(f"temperature is {self.temperature}, expected a number above 0")
+        if self.pack and self.max_slots is None:
+            raise ConfigError("pack is given without max_slots: give the most windows that a sequence is to hear")
         if not 0 <= self.max_bad_share <= 1:
             raise ConfigError(f"max_bad_share is {self.max_bad_share}, expected 0 to 1")
 
@@ -113,13 +123,19 @@ class PlannedBatch:
     Attributes:
         step, epoch: counted from 0.
         bucket: row length of the batch in positions.
-        entries: (source, row, seed) of each row of the global batch, or `NO_ROW`.
+        sequences: the row in each place of the global batch, or the rows that are packed there; none in a place that is
+            left empty (see `DataSpec.last`).
     """
 
     step: int
     epoch: int
     bucket: int
-    entries: tuple[tuple[int, int, int], ...]
+    sequences: tuple[tuple[Entry, ...], ...]
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """All its rows."""
+        return tuple(entry for sequence in self.sequences for entry in sequence)
 
 
 class Plan:
@@ -128,18 +144,20 @@ class Plan:
     An epoch holds every row `repeat` times. Its order is a permutation; rows go to the smallest bucket that holds them,
     in that order, and a bucket's rows that fill no batch go on to the next larger one; those that are left at the end
     share the epoch's last batch with `DataSpec.last`. Batches are then put in a random order. So no row is lost, and
-    fewer than `batch_size` rows (per source with `one_source_per_batch`) are heard twice in an epoch.
+    fewer than `batch_size` rows (per source with `one_source_per_batch`) are heard twice in an epoch. Where rows are
+    packed, all this holds of sequences in their place.
 
     Args:
         lengths: int [n] positions of each row, per source.
         spec: sources beyond their `repeat`s, and paths, are not looked at.
+        slots: int [n] windows of each row, per source, which packing heeds; None: none.
 
     Raises:
         ConfigError: a row is longer than the largest bucket.
         DataError: no rows.
     """
 
-    def __init__(self, lengths: Sequence[np.ndarray], spec: DataSpec):
+    def __init__(self, lengths: Sequence[np.ndarray], spec: DataSpec, slots: Sequence[np.ndarray] | None = None):
         if len(lengths) != len(spec.sources) or not all(map(len, lengths)):
             raise DataError(f"rows per source are {[len(n) for n in lengths]}; expected some for each source")
         longest = max(int(np.max(n)) for n in lengths)
@@ -150,35 +168,50 @@ class Plan:
             )
         self.spec = spec
         self.num_rows = sum(len(n) for n in lengths)
-        self._counts = np.array([len(n) for n in lengths])
-        repeats = [source.repeat for source in spec.sources]
-        # an entry of an epoch is a number: sources one after the other, each `repeat` times over
+        self._packs = _packs(lengths, spec, slots)
+        self._counts = np.array(list(map(len, self._packs)))
+        repeats = np.array([source.repeat for source in spec.sources])
+        # a sequence of an epoch is a number: sources one after the other, each `repeat` times over
         self._starts = np.concatenate([[0], np.cumsum(self._counts * repeats)])
+        totals = [packs.sums(n) for packs, n in zip(self._packs, lengths)]
         self._bucket_of = np.concatenate(
-            [np.tile(np.searchsorted(spec.buckets, n).astype(np.int8), r) for n, r in zip(lengths, repeats)]
+            [np.tile(np.searchsorted(spec.buckets, n).astype(np.int8), r) for n, r in zip(totals, repeats)]
         )
+        ratios = _ratios(spec, np.array(list(map(len, lengths))) * repeats)
+        total, whole = int(self._starts[-1]), list(zip(self._starts[:-1], self._starts[1:]))
         mixed = spec.mixing == "mixed"
-        self._groups = [(0, int(self._starts[-1]))] if mixed else list(zip(self._starts[:-1], self._starts[1:]))
+        self._drawn = _shares(ratios, total) if mixed and len(ratios) else None
+        self._groups = [(0, total)] if mixed else whole
         self._own = [-(-int(end - start) // spec.batch_size) for start, end in self._groups]
         self.steps_per_epoch = sum(self._own)
-        self._taken = _shares(spec.ratios, self.steps_per_epoch) if spec.ratios else self._own
+        self._taken = self._own if mixed or not len(ratios) else _shares(ratios, self.steps_per_epoch)
         self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._lock = threading.Lock()
 
     def __call__(self, step: int) -> PlannedBatch:
         epoch, index = divmod(step, self.steps_per_epoch)
-        buckets, entries = self._epoch(epoch)
-        numbers = entries[index]
-        sources = np.searchsorted(self._starts, numbers, side="right") - 1
-        rows = (numbers - self._starts[sources]) % self._counts[sources]
-        seeds = np.random.SeedSequence((self.spec.seed, step)).generate_state(len(numbers))
-        real = zip(sources.tolist(), rows.tolist(), seeds.tolist())
+        buckets, numbers = self._epoch(epoch)
+        places = [self._rows(number) for number in numbers[index].tolist()]
+        seeds = np.random.SeedSequence((self.spec.seed, step)).generate_state(sum(map(len, places)))
+        seed = iter(seeds.tolist())
         return PlannedBatch(
             step=step,
             epoch=epoch,
             bucket=self.spec.buckets[buckets[index]],
-            entries=tuple(NO_ROW if number < 0 else entry for number, entry in zip(numbers, real)),
+            sequences=tuple(tuple((source, row, next(seed)) for source, row in rows) for rows in places),
         )
+
+    def largest(self, sizes: Sequence[np.ndarray]) -> int:
+        """The largest sum of a size of the rows, int [n] per source, over those of a sequence."""
+        return max(int(packs.sums(each).max()) for packs, each in zip(self._packs, sizes))
+
+    def _rows(self, number: int) -> list[tuple[int, int]]:
+        """(source, row) of each row of a sequence of an epoch; none of -1."""
+        if number < 0:
+            return []
+        source = int(np.searchsorted(self._starts, number, side="right")) - 1
+        rows = self._packs[source][(number - self._starts[source]) % self._counts[source]]
+        return [(source, row) for row in rows.tolist()]
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """(bucket of each batch, int32 [batches, batch_size] entries), kept for the last two epochs."""
@@ -206,12 +239,11 @@ class Plan:
             [np.zeros(0, np.int8)],
             [np.zeros((0, self.spec.batch_size), np.int32)],
         )
-        for epoch in range(first // own, -(-(first + count) // own)):
+        for epoch, part in _parts(first, count, own):
             bucket_of, entries = self._group_order(group, epoch)
             if count != own and self.spec.shuffle:  # parts of an epoch hold all buckets
                 order = _permutation(own, self.spec.seed, epoch, group, own)
                 bucket_of, entries = bucket_of[order], entries[order]
-            part = slice(max(0, first - epoch * own), first + count - epoch * own)
             buckets.append(bucket_of[part])
             batches.append(entries[part])
         return np.concatenate(buckets), np.concatenate(batches)
@@ -219,7 +251,7 @@ class Plan:
     def _group_order(self, number: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """(bucket of each batch, entries) of a group's epoch, bucket by bucket."""
         size, (start, end) = self.spec.batch_size, self._groups[number]
-        order = np.arange(start, end, dtype=np.int32)
+        order = np.arange(start, end, dtype=np.int32) if self._drawn is None else self._draw(epoch)
         if self.spec.shuffle:
             order = order[_permutation(len(order), self.spec.seed, epoch, number)]
         buckets: list[np.ndarray] = []
@@ -239,12 +271,50 @@ class Plan:
             buckets.append(np.full(1, largest, np.int8))
         return np.concatenate(buckets), np.concatenate(batches)
 
+    def _draw(self, epoch: int) -> np.ndarray:
+        """The sequences of a mixed epoch, as many of each source as its ratio asks for, source by source."""
+        drawn = []
+        for source, count in enumerate(self._drawn):
+            start, end = self._starts[source : source + 2].tolist()
+            for own, part in _parts(epoch * count, count, end - start):
+                order = np.arange(start, end, dtype=np.int32)
+                if self.spec.shuffle:
+                    order = order[_permutation(len(order), self.spec.seed, own, source, len(self._counts))]
+                drawn.append(order[part])
+        return np.concatenate(drawn)
+
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_epochs")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
         self._epochs, self._lock = {}, threading.Lock()
+
+
+def _packs(lengths: Sequence[np.ndarray], spec: DataSpec, slots: Sequence[np.ndarray] | None) -> list[Packs]:
+    """The sequences of each source."""
+    if not spec.pack:
+        return [alone(len(n)) for n in lengths]
+    limits = {"length": spec.buckets[-1], "max_slots": spec.max_slots}
+    found = []
+    for source, n in enumerate(lengths):
+        order = _permutation(len(n), spec.seed, source) if spec.shuffle else np.arange(len(n))
+        found.append(packed(n, np.zeros_like(n) if slots is None else slots[source], order, **limits))
+    return found
+
+
+def _ratios(spec: DataSpec, rows: np.ndarray) -> np.ndarray:
+    """What sources are asked for, relative to each other; empty: all that they have (`rows`, repeats counted)."""
+    if spec.temperature == 1:
+        return np.array(spec.ratios)
+    weights = np.array(spec.ratios or rows, float)
+    return (weights / weights.max()) ** (1 / spec.temperature)
+
+
+def _parts(first: int, count: int, own: int) -> Iterator[tuple[int, slice]]:
+    """(epoch, what of it) that `count` items from item `first` on are, of epochs of `own` items."""
+    for epoch in range(first // own, -(-(first + count) // own)):
+        yield epoch, slice(max(0, first - epoch * own), first + count - epoch * own)
 
 
 def _shares(ratios: Sequence[float], total: int) -> list[int]:

@@ -16,7 +16,7 @@ from alm_jax.data.rows import Hears
 from alm_jax.data.templates import ALPACA_SHORT, Template
 from alm_jax.models.alm import AlmConfig
 from alm_jax.models.registry import named_config
-from alm_jax.train.objectives import OBJECTIVES, Compared, LossGroup
+from alm_jax.train.objectives import BY_POSITION, OBJECTIVES, Compared, LossGroup
 from alm_jax.train.optim import OptimConfig
 
 PREVIOUS = "previous"
@@ -118,6 +118,9 @@ class Stage:
             raise ConfigError(f"stage {self.name!r}: objective {self.objective!r}; expected {', '.join(OBJECTIVES)}")
         if isinstance(OBJECTIVES[self.objective], Compared):
             _check_whole(self)
+        for data in (self.data, *([self.validation.data] if self.validation else [])):
+            if data.pack:
+                _check_packing(self)
         if not self.trainable:
             raise ConfigError(f"stage {self.name!r}: trainable is empty; give patterns such as 'aligner.*'")
 
@@ -135,6 +138,19 @@ def _check_whole(stage: Stage) -> None:
         )
     if rows < 2:
         raise ConfigError(f"stage {stage.name!r}: objective {stage.objective} needs data.batch_size 2 or more")
+
+
+def _check_packing(stage: Stage) -> None:
+    if stage.objective not in BY_POSITION:
+        raise ConfigError(
+            f"stage {stage.name!r}: data.pack puts several rows into a sequence, and objective {stage.objective} takes "
+            f"a sequence as one row: leave pack out, or train {', '.join(sorted(BY_POSITION))}"
+        )
+    if stage.loss_group != "batch":
+        raise ConfigError(
+            f"stage {stage.name!r}: loss_group {stage.loss_group} counts rows, which data.pack puts several of into a "
+            "sequence: leave one of the two out"
+        )
 
 
 @dataclass(frozen=True)

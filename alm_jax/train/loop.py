@@ -16,7 +16,6 @@ from alm_jax.core.cache import cache_dir
 from alm_jax.core.errors import AlmError
 from alm_jax.core.tree import Arrays
 from alm_jax.data.pipeline import DataPipeline, LoadedBatch
-from alm_jax.data.plan import NO_ROW
 from alm_jax.train import inputs, weights
 from alm_jax.train.batches import place
 from alm_jax.train.checkpoint import Checkpoints, RunFolder, StageFolder
@@ -203,6 +202,8 @@ class Trainer:
     _pending: tuple[int, dict[str, jax.Array], LoadedBatch, float] | None = None
     _clock: float = field(default_factory=time.monotonic)
     _bad: int = 0
+    _seconds: float = 0.0
+    _waited: float = 0.0
     _loss: float | None = None
     _validation_loss: float | None = None
 
@@ -228,6 +229,9 @@ class Trainer:
         if self._bad:
             rows = "1 bad row was" if self._bad == 1 else f"{self._bad} bad rows were"
             self.session.progress.say(f"stage {self.stage.name}: {rows} left out of the loss")
+        if self._seconds:
+            share = f"{self._waited / self._seconds:.1%} of the {self._seconds:.0f} s of its steps"
+            self.session.progress.say(f"stage {self.stage.name}: waited for data {share}")
         return StageResult(self.stage.name, done, self.total, self._loss, self._validation_loss)
 
     def _look_after(self, state: TrainState, done: int, evaluate: Callable | None, stop: bool) -> None:
@@ -279,6 +283,7 @@ class Trainer:
         values = {name: float(value) for name, value in metrics.items()}
         now = time.monotonic()
         seconds, self._clock = now - self._clock, now
+        self._seconds, self._waited = self._seconds + seconds, self._waited + waited
         for name in ("loss", "grad_norm"):
             if not math.isfinite(values[name]):
                 raise AlmError(
@@ -304,6 +309,5 @@ class Trainer:
             tracker.log(row)
 
     def _rows(self, loaded: LoadedBatch, limit: int = 8) -> str:
-        names = [self.training.rowsets[s].name(row) for s, row, seed in dict.fromkeys(loaded.planned.entries)
-                 if (s, row, seed) != NO_ROW]  # fmt: skip
+        names = [self.training.rowsets[s].name(row) for s, row, _ in dict.fromkeys(loaded.planned.entries)]
         return ", ".join(names[:limit]) + (f" and {len(names) - limit} more rows" if len(names) > limit else "")

@@ -174,6 +174,10 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 
+BY_POSITION = frozenset({"next_token"})
+"""Objectives that take each position by itself, so that rows may share a sequence (`DataSpec.pack`)."""
+
+
 def normalised_weights(loss_weight: jax.Array, groups: jax.Array, count: int) -> jax.Array:
     """Weights that make the weighted sum of losses a mean over groups of the token mean in each group.
 

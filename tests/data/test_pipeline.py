@@ -20,7 +20,7 @@ from alm_jax.core.sequence import Batch, Layout
 from alm_jax.data.features import FeatureStore, FeatureWriter, audio_sha256, feature_key
 from alm_jax.data.layout import lay_out, row_lengths
 from alm_jax.data.pipeline import make_pipeline
-from alm_jax.data.plan import NO_ROW, DataSpec, Source
+from alm_jax.data.plan import DataSpec, Source
 from alm_jax.data.templates import ALPACA_SHORT, PLAIN
 from alm_jax.data.tokenizer import train_tokenizer
 from alm_jax.infer.clips import windows
@@ -145,7 +145,7 @@ def test_bad_rows_are_left_out_and_named(tmp_path, caplog, monkeypatch):
 def test_evaluation_counts_every_row_once(rows_file):
     data = pipeline(rows_file, spec={"shuffle": False, "last": "pad", "buckets": (160,)})
     *_, last = data.iterate(0, data.plan.steps_per_epoch)
-    assert last.planned.entries[2:] == (NO_ROW, NO_ROW) and not last.bad
+    assert last.planned.sequences[2:] == ((), ()) and not last.bad
     assert last.batch.loss_weight.any(axis=1).tolist() == [True, True, False, False]
     assert not last.batch.q_segment_ids[2:].any() and not last.batch.audio[2:].any()
 

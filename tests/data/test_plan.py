@@ -8,7 +8,7 @@ import pytest
 from alm_jax.core.errors import ConfigError, DataError
 from alm_jax.core.sequence import Layout
 from alm_jax.data import plan as plan_module
-from alm_jax.data.plan import NO_ROW, DataSpec, Plan, Source, measure
+from alm_jax.data.plan import DataSpec, Plan, Source, measure
 from alm_jax.data.rows import read_rows
 from alm_jax.data.templates import ALPACA_SHORT
 from alm_jax.data.tokenizer import train_tokenizer
@@ -72,8 +72,7 @@ def test_without_shuffling_rows_come_in_order():
     plan = Plan([LENGTHS[0][:10]], one)
     assert [r for b in epoch(plan) for _, r, _ in b.entries] == [*range(10), 0, 1]
     padded = Plan([LENGTHS[0][:10]], replace(one, last="pad"))
-    assert [e[1] for e in epoch(padded)[-1].entries] == [8, 9, -1, -1]
-    assert epoch(padded)[-1].entries[-1] == NO_ROW
+    assert [[row for _, row, _ in rows] for rows in epoch(padded)[-1].sequences] == [[8], [9], [], []]
     two = epoch(Plan(LENGTHS, replace(SPEC, shuffle=False, mixing="one_source_per_batch")))
     assert [b.entries[0][0] for b in two] == [0] * 13 + [1] * 9
 
@@ -91,6 +90,46 @@ def test_sources_in_given_ratios(shuffle):
     heard = [n for (source, _), n in counts(b for batches in epochs for b in batches).items() if source == 0]
     assert len(heard) == 101 and min(heard) == 6 and sum(heard) == 6 * 13 * 8
     assert pickle.loads(pickle.dumps(plan))(100) == plan(100) == Plan(LENGTHS, spec)(100)
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_mixed_batches_in_given_ratios(shuffle):
+    """Of an epoch's 167 rows (101 and twice 33) every fourth is of the first source: 42 and 125."""
+    spec = replace(SPEC, ratios=(1.0, 3.0), shuffle=shuffle)
+    plan = Plan(LENGTHS, spec)
+    assert plan.steps_per_epoch == Plan(LENGTHS, SPEC).steps_per_epoch == 21
+    heard = Counter()
+    for number in range(12):
+        batches = epoch(plan, number)
+        assert not shuffle or sum(len({s for s, _, _ in batch.entries}) == 2 for batch in batches) > 10
+        # what fills the epoch's last batch (one of 168 here) is heard twice
+        found = Counter(s for batch in batches for s, _, _ in batch.entries)
+        assert found[0] in (42, 43) and found[1] in (125, 126) and found.total() == 168
+        heard += counts(batches)
+    # a source goes on where it was: 12 epochs ask for 504 of the first's rows, each 4 or 5 times, and a few fill up
+    times = [heard[0, i] for i in range(101)]
+    assert min(times) >= 4 and max(times) <= 7 and 504 <= sum(times) <= 516
+    assert pickle.loads(pickle.dumps(plan))(100) == plan(100) == Plan(LENGTHS, spec)(100)
+
+
+@pytest.mark.parametrize(
+    "given, expected",
+    [
+        ({"temperature": 2.0}, np.sqrt([101, 66])),
+        ({"temperature": 4.0, "ratios": (16.0, 1.0)}, [2, 1]),
+        ({"temperature": 1e9}, [1, 1]),
+        ({"temperature": 0.5}, [101**2, 66**2]),
+        ({}, [101, 66]),
+    ],
+)
+def test_temperature_evens_sources_out(given, expected):
+    """Shares of numbers of rows (repeats counted), or of ratios, to the power of 1 / temperature."""
+    share = expected[0] / sum(expected)
+    rows = Counter(s for batch in epoch(Plan(LENGTHS, replace(SPEC, **given))) for s, _, _ in batch.entries)
+    assert abs(rows[0] - 167 * share) <= 1.5  # rounded, and a row that fills the last batch
+    apart = replace(SPEC, mixing="one_source_per_batch", **given)
+    batches = Counter(batch.entries[0][0] for batch in epoch(Plan(LENGTHS, apart)))
+    assert abs(batches[0] - 22 * share) <= 1 and batches.total() == 22
 
 
 def test_fewer_rows_than_a_batch():
@@ -119,9 +158,9 @@ def test_millions_of_rows():
         ({"sources": ()}, "sources is empty"),
         ({"workers": -1}, "workers is -1"),
         ({"seed": -1}, "seed -1"),
-        ({"ratios": (1.0, 2.0)}, "ratios are of batches of one source; mixing is 'mixed'"),
-        ({"ratios": (1.0,), "mixing": "one_source_per_batch"}, "expected a number above 0 for each of 2 sources"),
+        ({"ratios": (1.0,)}, "expected a number above 0 for each of 2 sources"),
         ({"ratios": (1.0, 0.0), "mixing": "one_source_per_batch"}, "expected a number above 0"),
+        ({"temperature": 0.0}, "temperature is 0.0, expected a number above 0"),
         ({"max_bad_share": 2.0}, "max_bad_share is 2.0, expected 0 to 1"),
     ],
 )
