@@ -84,8 +84,8 @@ def language(name: str, steps: int, *groups: tuple[str, ...]) -> Stage:
         name,
         rows(8, *groups),
         ADAPTED,
-        # LoRA begins at zero and has far to go in few steps; the aligner has learnt already.
-        OptimConfig(2e-3, "cosine", 5, lr_scale={"aligner.*": 0.1}),
+        # LoRA begins at zero and has far to go in few steps; the aligner has learnt already, and at such rates forgets it.
+        OptimConfig(2e-3, "cosine", 5, lr_scale={"aligner.*": 0.01}),
         steps=steps,
         features="cached",
         init_from=(Weights("*", PREVIOUS), Weights("decoder.*", SMOLLM2)),

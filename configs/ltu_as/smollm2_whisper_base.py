@@ -42,8 +42,8 @@ def get_config() -> Experiment:
         )
 
     fast = OptimConfig(learning_rate=4e-4, schedule="cosine", warmup_steps=10)
-    # LoRA begins at zero and has far to go in few steps; the aligner has learnt already.
-    mixed = OptimConfig(learning_rate=2e-3, schedule="cosine", warmup_steps=5, lr_scale={"aligner.*": 0.1})
+    # LoRA begins at zero and has far to go in few steps; the aligner has learnt already, and at such rates forgets it.
+    mixed = OptimConfig(learning_rate=2e-3, schedule="cosine", warmup_steps=5, lr_scale={"aligner.*": 0.01})
 
     return Experiment(
         name="ltu_as_smollm2_whisper_base",

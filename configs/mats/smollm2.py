@@ -45,7 +45,7 @@ def get_config(hears: Hears = "text") -> Experiment:
     decoder = replace(CONFIGS["smollm2_135m"], lora=LORA)
     aligner = MapperConfig(clip_tokens=8, tokens=8, width=256, depth=4, noise_variance=0.015 if hears == "text" else 0)
     fast = OptimConfig(learning_rate=1e-3, schedule="cosine", warmup_steps=20)
-    mixed = OptimConfig(learning_rate=1e-3, schedule="cosine", warmup_steps=10, lr_scale={"aligner.*": 0.1})
+    mixed = OptimConfig(learning_rate=1e-3, schedule="cosine", warmup_steps=10, lr_scale={"aligner.*": 0.01})
     return Experiment(
         name="mats_smollm2",
         model=mats(decoder, ClapEncoderConfig(recipe.clap(), "both"), aligner, replace(PAPER, clusters=20)),
