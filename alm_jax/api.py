@@ -78,7 +78,7 @@ def _load(source: Name, which: str, base: Name | Sequence[Name] | None, tokenize
         if bases or tokenizer is not None:
             raise UsageError(f"{source} is a run, which has its own base and tokenizer: leave those arguments out")
         return loaded_run(load_run(fspath(source), which, precision=precision), dtype)
-    _check_path(fspath(source))
+    check_source(fspath(source))
     if which == "best":
         raise UsageError(f"{source} is no run: only a run has a best checkpoint")
     given = None if tokenizer is None else fspath(tokenizer)
@@ -94,7 +94,7 @@ def clap_by_itself(source: Name) -> bool:
     if is_run(source):
         folder = RunFolder.open(Path(fspath(source)).expanduser())
         return is_clap(experiment_of(folder.config(), folder.path).model)
-    _check_path(fspath(source))
+    check_source(fspath(source))
     return detect(open_tensors(resolve(fspath(source)).path).keys(), whole=True) in LAYOUTS_OF_CLAP
 
 
@@ -122,8 +122,8 @@ def is_run(path: Name) -> bool:
     return isinstance(content, dict) and "experiment" in content
 
 
-def _check_path(source: str) -> None:
-    """A misspelt path is not looked for on the hub."""
+def check_source(source: str) -> None:
+    """Raise CheckpointError where a path is misspelt: it is not looked for on the hub."""
     path = Path(source).expanduser()
     if not path.exists() and path.parent.is_dir() and path.parent != Path():
         guess = did_you_mean(path.name, [entry.name for entry in path.parent.iterdir()])
@@ -165,7 +165,7 @@ def load_clap(
         words, longest = load_tokenizer(run.path / "aligner_tokenizer"), run.experiment.stage_layout(run.stage)
         arrays = clap_arrays(run.arrays)
         return LoadedClap(clap_config(run.model), arrays, words, longest.aligner_text_tokens, dtype)
-    _check_path(fspath(source))
+    check_source(fspath(source))
     if which != "last":
         raise UsageError(f"{source} is no run: only a run has a best checkpoint")
     return published_clap(fspath(source), None if tokenizer is None else fspath(tokenizer), dtype)

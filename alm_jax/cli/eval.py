@@ -38,6 +38,7 @@ class Eval:
       alm eval runs/ltu --benchmark all --data data --out results/ltu
       alm eval runs/apt --benchmark esc50 --data data --how choices          rank the classes, write nothing
       alm eval runs/mats --benchmark clotho --data data --prompt mats --spice spice
+      alm eval clap.safetensors --benchmark esc50,clotho_retrieval --data data --out results/clap
       alm eval runs/ltu --benchmark clotho --data data --trials 5            five drawn answers, mean and deviation
       alm eval runs/apt --benchmark few_shot --data shipped --option ways=3 --option shots=1
       alm eval runs/tiny --benchmark scenes --corrupt noise:20dB --corrupt lowpass:2000Hz
@@ -45,7 +46,7 @@ class Eval:
     """
 
     model: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = None
-    """a run's folder; a checkpoint's file or folder; or a model's name on the hub"""
+    """a run's folder; a checkpoint's file or folder; or a model's name on the hub; a CLAP by itself embeds"""
     benchmark: Annotated[str, tyro.conf.arg(metavar="NAME[,NAME]")] = ""
     """benchmarks, parted by commas, or all"""
     data: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
@@ -72,6 +73,8 @@ class Eval:
     """OpenAI-compatible endpoint that says whether answers answer (its key in OPENAI_API_KEY)"""
     judge_model: Annotated[str, tyro.conf.arg(metavar="NAME")] = ""
     """the judge's model"""
+    fense: Annotated[str, tyro.conf.arg(metavar="FILE")] = ""
+    """FENSE's detector of errors, such as echecker_clotho_audiocaps_base.ckpt (docs/evaluation.md)"""
     spice: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """folder with spice-1.0.jar and lib/ (docs/evaluation.md); without it SPICE is left out"""
     trials: Annotated[int, tyro.conf.arg(metavar="N")] = 1
@@ -167,6 +170,7 @@ def _settings(options: Eval) -> tuple[Any, list[Any]]:
         **{name: getattr(options, name) for name in same},
         encoder=options.encoder,
         encoder_model=options.encoder_model,
+        fense=options.fense,
         spice=options.spice,
         judge=judge,
         options={name: _number(name, text) for name, text in parse_settings(options.option, "--option").items()},
@@ -193,10 +197,18 @@ def _chosen(options: Eval) -> dict[str, Any]:
         raise UsageError("--benchmark all runs what lies below --data DIR: give it")
     else:
         there = lambda each: not each.dataset or (each.dataset != "any" and within(options.data, each.dataset))
-        chosen = {name: each for name, each in BENCHMARKS.items() if there(each)}
+        can = lambda each: options.judge or not each.task.judged
+        chosen = {name: each for name, each in BENCHMARKS.items() if there(each) and can(each)}
+    if options.data is not None and not _exists(options.data):
+        raise UsageError(f"--data {options.data}: no such file or folder")
     if missing := [name for name, each in chosen.items() if each.dataset and options.data is None]:
         raise UsageError(f"{missing[0]} needs --data DIR with {chosen[missing[0]].task.needs}")
     return chosen
+
+
+def _exists(data: str) -> bool:
+    """Of what lies at a URL the reader says so."""
+    return data == "shipped" or "://" in data or Path(data).expanduser().exists()
 
 
 def _check_options(given: Mapping[str, int], chosen: Mapping[str, Any]) -> None:
@@ -207,8 +219,9 @@ def _check_options(given: Mapping[str, int], chosen: Mapping[str, Any]) -> None:
 
 
 def _out(options: Eval) -> Path:
-    from alm_jax.api import is_run
+    from alm_jax.api import check_source, is_run
 
+    check_source(options.model)
     if options.out is None and not is_run(options.model):
         raise UsageError(f"{options.model} is no run, whose folder would keep what is found: give --out DIR")
     out = options.out or Path(options.model) / "eval"
@@ -220,14 +233,29 @@ def _load(options: Eval, chosen: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The model; and the benchmarks, of which `scenes` takes the make of scenes that a run was trained on."""
     from rich.console import Console
 
-    from alm_jax.api import is_run, load
+    from alm_jax.api import clap_by_itself, is_run, load
 
     with Console(stderr=True).status(f"loading {options.model}"):
+        if clap_by_itself(options.model):
+            return _load_clap(options, chosen)
         how = {"which": options.which, "base": options.base, "tokenizer": options.tokenizer, "memory": options.memory}
         model = load(options.model, **how)
+    if options.benchmark == ALL and not model.embeds:
+        chosen = {name: each for name, each in chosen.items() if each.task.hows != ("embed",)}
     if "scenes" in chosen and is_run(options.model):
         chosen["scenes"] = _own_scenes(chosen["scenes"], options.model)
     return model, chosen
+
+
+def _load_clap(options: Eval, chosen: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """A CLAP by itself; `all` are the benchmarks that are told from embeddings."""
+    from alm_jax.api import load_clap
+
+    if options.base or options.memory:
+        raise UsageError(f"{options.model} is a CLAP, which has no use for --base and --memory: leave them out")
+    if options.benchmark == ALL:
+        chosen = {name: each for name, each in chosen.items() if "embed" in each.task.hows}
+    return load_clap(options.model, which=options.which, tokenizer=options.tokenizer), chosen
 
 
 def _own_scenes(benchmark: Any, folder: str) -> Any:
@@ -261,11 +289,12 @@ def _show(out: Path, title: str, found: Sequence[Any]) -> None:
     from rich.table import Table
 
     from alm_jax.core.display import print_table
-    from alm_jax.core.files import write_text
+    from alm_jax.core.files import remove_partials, write_text
     from alm_jax.eval.report import label, main_metric, shown, write_report
 
     if not found:
         return
+    remove_partials(out)
     table = Table("benchmark", "metric", "score", "rows", "failed")
     summary = {}
     for each in found:

@@ -53,6 +53,11 @@ def hf(config: BertConfig) -> Table:
     return model(config).under(theirs=base) + Table(ignored=_HEADS, bare=(base,))
 
 
+def classifier(config: BertConfig) -> Table:
+    """`encoder.encoder.layer.{i}...`, `clf.weight`: FENSE's `BERTFlatClassifier`."""
+    return model(config).under("bert.", "encoder.") + Table(_layer("head", "clf"))
+
+
 def model(config: BertConfig) -> Table:
     """`encoder.layer.{i}.attention.self.query.weight`, ...: the names inside `BertModel`."""
     embeddings = "embeddings."

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from alm_jax.core.errors import CheckpointError
+
+_PARTIAL = re.compile(r"\.(?:(\d+)\..+|.+\.(\d+))$")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -23,6 +26,23 @@ def write_text(path: Path, text: str) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def remove_partials(folder: Path) -> None:
+    """Remove what killed processes left half written in a folder: `.NAME.PID` and `.PID.NAME` of no living process."""
+    for path in folder.glob(".*"):
+        if (match := _PARTIAL.match(path.name)) and not _lives(int(match[1] or match[2])):
+            path.unlink(missing_ok=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from alm_jax.eval.protocols.classify import Classify, after_caption
 from alm_jax.eval.protocols.composed import Order, Pitch, Twice
 from alm_jax.eval.protocols.events import Count, Detect
 from alm_jax.eval.protocols.questions import Episodes, Options, Reasons, ShortAnswers
+from alm_jax.eval.protocols.rated import Chat
 from alm_jax.eval.protocols.retrieve import Retrieve
 from alm_jax.eval.protocols.scenes import ComposedScenes
 
@@ -120,6 +121,9 @@ BENCHMARKS: dict[str, Benchmark] = {
     "mmau": Benchmark("expert questions with options", "mmau", "test_mini", Options(match=mmau_match)),
     "air_bench": Benchmark(
         "AIR-Bench's foundation part: questions with options", "air_bench", "foundation", Options(word=air_bench_prompt)
+    ),
+    "air_bench_chat": Benchmark(
+        "AIR-Bench's chat part: open questions, rated by a judge (--judge)", "air_bench", "chat", Chat(), _QUESTION, 200
     ),
     "avqa": Benchmark("questions with four options about videos' sound", "avqa", "val", Options(word=avqa_prompt)),
     "few_shot": Benchmark("N-way K-shot episodes of any labelled clips", "any", "all", Episodes(), {"plain": ""}),

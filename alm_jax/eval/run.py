@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from alm_jax.core.errors import DataError, UsageError
-from alm_jax.core.files import write_text
+from alm_jax.core.files import remove_partials, write_text
 from alm_jax.data.endpoint import Endpoint
 from alm_jax.data.rows import AudioRow, read_rows
 from alm_jax.data.tasks.registry import write_rows
@@ -25,6 +25,8 @@ from alm_jax.eval.data import Collection, read_collection
 from alm_jax.eval.metrics.text import text_encoder
 from alm_jax.eval.protocols.base import Answer, Asking, How, Scores, Scoring
 from alm_jax.infer.batch import answer_file, embed_file
+from alm_jax.infer.clap import LoadedClap
+from alm_jax.infer.fluency import load_error_detector
 from alm_jax.infer.loaded import LoadedModel
 from alm_jax.infer.sampling import Sampling
 from alm_jax.infer.sentences import MINILM
@@ -33,6 +35,9 @@ from alm_jax.infer.tagging import TagScorer
 ROWS, PREDICTIONS, SCORES, METRICS = "rows.jsonl", "predictions.jsonl", "scores.jsonl", "metrics.json"
 ALIGNER = "aligner"
 """As an encoder: the text encoder of the model's own aligner, by which APT scores tags."""
+CLIPS = "clips"
+"""Folder of clips that a benchmark composes."""
+EMBED: How = "embed"
 Progress = Callable[[str, int, int], None]
 
 
@@ -48,7 +53,7 @@ class Settings:
         batch_size, max_new_tokens (None: the benchmark's), segments: of answers. greedy: nothing is drawn or searched.
         corrupt: what is heard in the place of the clips.
         encoder, encoder_model: of sentences (`metrics.text.text_encoder`), or `ALIGNER`.
-        spice: folder of its jars. judge: a model that judges answers.
+        fense: file of FENSE's detector of errors. spice: folder of its jars. judge: a model that judges answers.
         options: numbers that tasks leave open; those that a task does not know are refused.
     """
 
@@ -65,6 +70,7 @@ class Settings:
     corrupt: Corruption | None = None
     encoder: str = MINILM
     encoder_model: str = ""
+    fense: str = ""
     spice: Path | None = None
     judge: Endpoint | None = None
     options: Mapping[str, int] = field(default_factory=dict)
@@ -90,7 +96,7 @@ class Evaluated:
 
 
 def evaluate(
-    model: LoadedModel,
+    model: LoadedModel | LoadedClap,
     name: str,
     benchmark: Benchmark,
     source: str | Path | None,
@@ -111,10 +117,12 @@ def evaluate(
         DataError: the data lack what the benchmark needs. UsageError: settings that do not fit the benchmark or the
             model, or `folder` holds other answers. As `infer.batch.answer_file` and the metrics.
     """
-    how = settings.how or benchmark.task.hows[0]
-    _check(name, benchmark, how, settings)
-    # The classes come with the data; what scores is there or not without them.
-    benchmark.task.check(_scoring(model, how, Collection(), folder, settings, progress))
+    for place in (folder, folder / CLIPS):
+        remove_partials(place)
+    how = settings.how or usual_how(benchmark, model)
+    _check(name, benchmark, how, model, settings)
+    scoring = _scoring(model, how, folder, settings, progress)
+    benchmark.task.check(scoring)
     collection = _collection(name, benchmark, source, settings)
     asking = _asking(benchmark, collection, folder, settings)
     try:
@@ -122,7 +130,7 @@ def evaluate(
         rows = read_rows(folder / ROWS, need_output=False)
     except DataError as error:
         raise DataError(f"{name} needs clips with {benchmark.task.needs}: {error}") from None
-    scoring = _scoring(model, how, collection, folder, settings, progress)
+    scoring = replace(scoring, classes=collection.classes)
     trials, failed = [], 0
     for trial in range(settings.trials):
         out = folder / (PREDICTIONS if not trial else f"predictions-{trial + 1}.jsonl")
@@ -147,9 +155,17 @@ def evaluate(
     return found
 
 
-def _check(name: str, benchmark: Benchmark, how: How, settings: Settings) -> None:
+def usual_how(benchmark: Benchmark, model: LoadedModel | LoadedClap) -> How:
+    """How a benchmark gets answers of a model unless it is told: a CLAP by itself embeds, and says nothing."""
+    hows = benchmark.task.hows
+    return EMBED if isinstance(model, LoadedClap) and EMBED in hows else hows[0]
+
+
+def _check(name: str, benchmark: Benchmark, how: How, model: LoadedModel | LoadedClap, settings: Settings) -> None:
     if how not in benchmark.task.hows:
         raise UsageError(f"{name} gets answers by {' or '.join(benchmark.task.hows)}, not by {how}")
+    if isinstance(model, LoadedClap) and how != EMBED:
+        raise UsageError(f"{name} gets answers by {how}, and a CLAP by itself only embeds: give a model that answers")
     if unknown := sorted(set(settings.options) - set(benchmark.task.options)):
         known = ", ".join(benchmark.task.options) or "none"
         raise UsageError(f"{name} has no option {', '.join(unknown)}; it has {known}")
@@ -170,7 +186,7 @@ def _asking(benchmark: Benchmark, collection: Collection, folder: Path, settings
     return Asking(
         prompt=benchmark.prompts.get(settings.prompt or next(iter(benchmark.prompts)), settings.prompt),
         classes=collection.classes,
-        folder=folder / "clips",
+        folder=folder / CLIPS,
         about=collection.about,
         seed=settings.seed,
         options={**benchmark.task.options, **benchmark.options, **settings.options},
@@ -187,15 +203,17 @@ def _rows(benchmark: Benchmark, collection: Collection, asking: Asking) -> Itera
 
 
 def _scoring(
-    model: LoadedModel, how: How, collection: Collection, folder: Path, settings: Settings, progress: Progress
+    model: LoadedModel | LoadedClap, how: How, folder: Path, settings: Settings, progress: Progress
 ) -> Scoring:
+    """What answers are scored with, but for the classes, which come with the data."""
     return Scoring(
         how=how,
-        classes=collection.classes,
+        classes=(),
         encoder=cache(lambda: text_encoder(settings.encoder, settings.encoder_model)),
         model=model,
         folder=folder,
         tag_scorer=_tag_scorer(model) if settings.encoder == ALIGNER else None,
+        errors=cache(lambda: load_error_detector(settings.fense)) if settings.fense else None,
         spice=settings.spice,
         judge=settings.judge,
         progress=lambda done, total: progress("judging", done, total),
@@ -210,7 +228,7 @@ def _answer(model, benchmark, rows, out, how, choices, settings, trial, progress
         "hear": settings.corrupt,
         "progress": lambda done, total: progress(what, done, total),
     }
-    if how == "embed":
+    if how == EMBED:
         return embed_file(model, rows, out, **common).failed
     return answer_file(
         model,
@@ -233,7 +251,7 @@ def _answers(path: Path, how: How) -> Iterator[Answer]:
             failed = told.pop("error", None) is not None
             clips = told.pop("audio_id")
             row = AudioRow(**told, audio_id=tuple(clips) if isinstance(clips, list) else clips)
-            if how == "embed":
+            if how == EMBED:
                 yield Answer(row, vector=np.array(said, np.float32), failed=failed)
             else:
                 yield Answer(row, said, scores, failed=failed)

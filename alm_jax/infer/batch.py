@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from alm_jax.core.errors import AlmError, AudioError, DataError, UsageError
 from alm_jax.core.files import write_text
 from alm_jax.data.rows import AudioRow, RowSet
+from alm_jax.infer.clap import LoadedClap
 from alm_jax.infer.clips import Clip, check_segments
 from alm_jax.infer.loaded import LoadedModel
 from alm_jax.infer.sampling import Sampling
@@ -91,7 +92,7 @@ def answer_file(
 
 
 def embed_file(
-    model: LoadedModel,
+    model: LoadedModel | LoadedClap,
     rows: RowSet,
     out: str | Path,
     *,
@@ -178,12 +179,12 @@ def _replace_lines(out: Path, lines: Mapping[int, bytes]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def fingerprint(model: LoadedModel) -> str:
+def fingerprint(model: LoadedModel | LoadedClap) -> str:
     """sha256 of what an answer depends on: sizes, conventions, tokenizers, dtype, and a checksum of every parameter."""
     sums = {path: int(value) for path, value in _checksums(model.arrays).items()}
-    words = [each.fingerprint for each in (model.tokenizer, model.aligner_tokenizer) if each is not None]
-    memory = None if model.memory is None else int(_checksums({"bank": model.memory.bank})["bank"])
-    told = [repr(model.spec), *words, str(model.dtype), sorted(sums.items()), *([memory] if memory is not None else [])]
+    memory = getattr(model, "memory", None)
+    bank = [] if memory is None else [int(_checksums({"bank": memory.bank})["bank"])]
+    told = [*model.conventions, sorted(sums.items()), *bank]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 

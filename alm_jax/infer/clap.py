@@ -56,9 +56,19 @@ class LoadedClap:
         return float(jnp.exp(self._model.logit_scale[0]))
 
     @property
+    def arrays(self) -> dict[str, jax.Array]:
+        """`{path: array}` of all parameters."""
+        return tree.flatten(self._model)
+
+    @property
+    def conventions(self) -> list[str]:
+        """What embeddings depend on besides the parameters: sizes, tokenizer, dtype."""
+        return [repr(self.config), self.tokenizer.fingerprint, str(self._captions.tokens), str(self.dtype)]
+
+    @property
     def towers(self) -> dict[str, jax.Array]:
         """`{path: array}` of `audio.*` and `text.*`."""
-        return {p: leaf for p, leaf in tree.flatten(self._model).items() if p.startswith(("audio.", "text."))}
+        return {p: leaf for p, leaf in self.arrays.items() if p.startswith(("audio.", "text."))}
 
     def embed_audio(self, clips: Sequence[Clip], *, batch_size: int = 8) -> np.ndarray:
         """Embeddings float32 [N, dim] of length 1; of a clip longer than the front end's window its beginning is heard.
@@ -72,7 +82,7 @@ class LoadedClap:
         return _in_batches(
             lambda frames, longer: _embed_audio(self._model, jnp.asarray(frames, self.dtype), longer),
             [np.stack(part) for part in zip(*heard)],
-            batch_size,
+            batch_size if len(clips) > 1 else 1,  # one by itself is not heard eight times
         )
 
     def embed_text(self, texts: Sequence[str], *, batch_size: int = 32) -> np.ndarray:

@@ -93,6 +93,12 @@ class LoadedModel:
         """`{path: array}` of all parameters."""
         return tree.flatten(self._model)
 
+    @property
+    def conventions(self) -> list[str]:
+        """What embeddings and answers depend on besides the parameters: sizes, tokenizers, dtype."""
+        words = [each.fingerprint for each in (self.tokenizer, self.aligner_tokenizer) if each is not None]
+        return [repr(self.spec), *words, str(self.dtype)]
+
     def with_memory(self, memory: Memory, config: SantaConfig) -> LoadedModel:
         """The same model, which draws the embedding of every clip towards a memory of texts (`infer.memory`)."""
         model = copy.copy(self)
@@ -129,8 +135,13 @@ class LoadedModel:
         ids = np.stack([captions.numpy(text) for text in texts])
         return _unit(_encode(self._model, jnp.asarray(ids))[:, 0, 0])
 
+    @property
+    def embeds(self) -> bool:
+        """Whether it listens through a CLAP, whose space clips and texts share."""
+        return isinstance(self.config.encoder, ClapEncoderConfig)
+
     def _check_clap(self) -> None:
-        if not isinstance(self.config.encoder, ClapEncoderConfig):
+        if not self.embeds:
             raise UsageError("this model listens through no CLAP, and has no common space of clips and texts")
 
     def encode(self, audio: Sequence[Clip], segments: int = 1) -> list[jax.Array]:

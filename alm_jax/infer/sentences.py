@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -37,20 +37,26 @@ class SentenceEncoder:
 
     def __call__(self, texts: Sequence[str], *, batch_size: int = 32) -> np.ndarray:
         """Embeddings float32 [N, dim] of length 1; what else is in the batch changes none of them."""
-        rows = [self._ids(text) for text in self.tokenizer.encode_batch(list(texts))]
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-        embeddings = np.empty((len(rows), self.model.config.dim), np.float32)
-        for start in range(0, len(order), batch_size):
-            places = order[start : start + batch_size]
-            longest = len(rows[places[-1]])
-            length = min(-(-longest // LENGTH_BUCKET) * LENGTH_BUCKET, self.max_tokens)
-            ids, mask = text_batch([rows[i] for i in places], length, self.tokenizer.pad_id)
-            embeddings[places] = _embed(self.model, jnp.asarray(ids), jnp.asarray(mask))
+        embeddings = np.empty((len(texts), self.model.config.dim), np.float32)
+        for places, ids, mask in batches(texts, self.tokenizer, self.max_tokens, batch_size):
+            embeddings[places] = _embed(self.model, ids, mask)
         return embeddings
 
-    def _ids(self, text: list[int]) -> list[int]:
-        opening = [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
-        return [*opening, *text[: self.max_tokens - len(opening) - 1], self.tokenizer.eos_id]
+
+def batches(
+    texts: Sequence[str], tokenizer: Tokenizer, max_tokens: int, size: int
+) -> Iterator[tuple[list[int], jax.Array, jax.Array]]:
+    """(places of texts, their ids and mask int [B, L]) for a BERT, texts of like length together."""
+    opening = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    cut = max_tokens - len(opening) - 1
+    rows = [[*opening, *text[:cut], tokenizer.eos_id] for text in tokenizer.encode_batch(list(texts))]
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    for start in range(0, len(order), size):
+        places = order[start : start + size]
+        longest = len(rows[places[-1]])
+        length = min(-(-longest // LENGTH_BUCKET) * LENGTH_BUCKET, max_tokens)
+        ids, mask = text_batch([rows[i] for i in places], length, tokenizer.pad_id)
+        yield places, jnp.asarray(ids), jnp.asarray(mask)
 
 
 @jax.jit

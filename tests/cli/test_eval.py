@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +15,7 @@ import alm_jax
 from alm_jax.audio.io import write_audio
 from alm_jax.cli.main import main
 from alm_jax.data.scenes import SceneConfig
+from alm_jax.eval import compose
 from alm_jax.eval.protocols import scenes
 from alm_jax.infer.loaded import LoadedModel
 
@@ -96,12 +100,66 @@ def test_a_run_that_is_killed_ends_with_the_same_files(trained, model, clips, tm
     assert len(predictions.read_text().splitlines()) == 2
     with predictions.open("a") as torn:
         torn.write('{"instruction": "Clo')
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for half in (f"esc50/.scores.jsonl.{dead.pid}", f".report.html.{dead.pid}"):
+        (tmp_path / "parts" / half).write_text("{")
     assert run(trained, *args, "--out", tmp_path / "parts") == 0
     assert files(tmp_path / "parts") == files(tmp_path / "whole")
     before = len(calls)
     assert run(trained, *args, "--out", tmp_path / "parts") == 0
     assert files(tmp_path / "parts") == files(tmp_path / "whole")
     assert len(calls) == before  # nothing but the bad clip is tried again, and that cannot be heard
+
+
+STOPS = (  # before the questions, the answers, the scores, all metrics and the report are written
+    ("alm_jax.eval.run.read_rows", 1),
+    ("alm_jax.infer.batch._agree", 1),
+    ("alm_jax.eval.run.write_text", 1),
+    ("alm_jax.eval.run.write_text", 2),
+    ("alm_jax.eval.report.write_report", 1),
+)
+
+
+def test_a_run_that_is_stopped_again_and_again(trained, clips, tmp_path, monkeypatch):
+    args = ["--benchmark", "esc50", "--data", clips, "--how", "choices", "--limit", "3"]
+    assert run(trained, *args, "--out", tmp_path / "whole") == 0
+    for place, at in STOPS:
+        module, name = place.rsplit(".", 1)
+        function, calls = getattr(import_module(module), name), []
+
+        def stopped(*given, function=function, calls=calls, at=at, **options):
+            calls.append(1)
+            if len(calls) == at:
+                raise KeyboardInterrupt
+            return function(*given, **options)
+
+        monkeypatch.setattr(place, stopped)
+        assert run(trained, *args, "--out", tmp_path / "parts") == 130
+        monkeypatch.setattr(place, function)
+    assert run(trained, *args, "--out", tmp_path / "parts") == 0
+    assert files(tmp_path / "parts") == files(tmp_path / "whole")
+
+
+def test_composed_clips_of_a_stopped_run(trained, clips, tmp_path, monkeypatch):
+    """A clip that a protocol composes is there whole or not at all."""
+    good = clips.with_name("good.csv")
+    good.write_text("\n".join(line for line in clips.read_text().splitlines() if "bad" not in line))
+    args = ["--benchmark", "esc50_order", "--data", good, "--option", "pairs=3", "--how", "choices"]
+    assert run(trained, *args, "--out", tmp_path / "whole") == 0
+    write, calls = compose.write_new, []
+
+    def stopped(path, samples):
+        calls.append(path)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        write(path, samples)
+
+    monkeypatch.setattr("alm_jax.eval.protocols.composed.write_new", stopped)
+    assert run(trained, *args, "--out", tmp_path / "parts") == 130
+    assert run(trained, *args, "--out", tmp_path / "parts") == 0
+    whole = files(tmp_path / "whole")
+    assert files(tmp_path / "parts") == whole and sum(name.endswith(".flac") for name in whole) == 3
 
 
 def test_classes_by_meaning(trained, clips, tmp_path):
@@ -154,7 +212,8 @@ def test_the_list(capsys):
         (["--benchmark", "scenes", "--how", "choices"], 2, "scenes gets answers by generate, not by choices"),
         (["--benchmark", "scenes", "--greedy", "--trials", "2"], 2, "leave --trials out"),
         (["--benchmark", "scenes", "--judge", "http://x"], 2, "--judge URL and --judge-model NAME go together"),
-        (["--benchmark", "esc50", "--data", "nowhere"], 1, "nowhere"),
+        (["--benchmark", "esc50", "--data", "nowhere"], 2, "--data nowhere: no such file or folder"),
+        (["--benchmark", "air_bench_chat", "--data", "shipped"], 2, "rated by a language model: name it with --judge"),
     ],
 )
 def test_mistakes(trained, tmp_path, args, code, message, capsys):

@@ -1,9 +1,13 @@
 """Files and folders that appear whole or not at all."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from alm_jax.core.errors import CheckpointError
-from alm_jax.core.files import new_folder
+from alm_jax.core.files import new_folder, remove_partials, write_text
 
 
 def test_a_folder_appears_once_it_is_whole(tmp_path):
@@ -35,3 +39,14 @@ def test_what_is_there_is_not_touched(tmp_path):
         with pytest.raises(CheckpointError, match=message), new_folder(target):
             pytest.fail("entered")
     assert (tmp_path / "file").read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    write_text(tmp_path / "a.json", "{}")
+    stay = ["a.json", f".a.json.{os.getpid()}", ".hidden", ".a.json.old"]
+    for name in (*stay[1:], f".a.json.{dead.pid}", f".{dead.pid}.clip.flac"):
+        (tmp_path / name).write_text("{")
+    remove_partials(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(stay)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,15 @@ import pytest
 
 from alm_jax.audio.io import load_audio, write_audio
 from alm_jax.core.errors import DataError, UsageError
+from alm_jax.data.endpoint import Endpoint
+from alm_jax.data.rows import AudioRow
 from alm_jax.data.tasks.clips import ClipEvent, LabelledClip
 from alm_jax.eval.benchmarks import BENCHMARKS, find_benchmark
 from alm_jax.eval.compose import RATE, one_after_another, shift_pitch
 from alm_jax.eval.metrics import captions
+from alm_jax.eval.metrics.answers import ToRate
 from alm_jax.eval.protocols import captions as caption_protocols
+from alm_jax.eval.protocols import rated as rated_protocol
 from alm_jax.eval.protocols.base import Answer, Asking, Scoring
 from alm_jax.eval.protocols.captions import Caption, OpenQuestions
 from alm_jax.eval.protocols.classify import Classify, after_caption, after_colon
@@ -283,3 +288,47 @@ def test_every_benchmark(name):
     benchmark = BENCHMARKS[name]
     assert benchmark.task.hows and benchmark.about and benchmark.prompts
     assert set(benchmark.options) <= set(benchmark.task.options)
+
+
+def test_chat(tmp_path, monkeypatch):
+    """Four answers: one wins, one loses, the judge says nothing of one, and one clip could not be heard."""
+    task = find_benchmark("air_bench_chat").task
+    with pytest.raises(UsageError, match="--judge URL"):
+        task.check(scoring())
+    tasks = ("sound_QA", "music_QA", "sound_generation_QA", "music_QA")
+    clips = [clip(str(i), questions=((f"Q{i}?", f"true {i}"),)) for i in range(4)]
+    about = {each.path: {"about": f"Clip {i}", "task": name} for i, (each, name) in enumerate(zip(clips, tasks))}
+    rows = list(task.rows([*clips, clip("none", questions=(("Q?", "A"),))], asking("{QUESTION}", about=about)))
+    assert [row.instruction for row in rows] == ["Q0?", "Q1?", "Q2?", "Q3?"]
+    given = []
+
+    def rate(items, judge, journal, progress):
+        given.extend(items)
+        return [(6.0, 8.0), (9.0, 3.0), None]
+
+    monkeypatch.setattr(rated_protocol, "rated", rate)
+    answers = [*(Answer(row, f"said {i}") for i, row in enumerate(rows[:3])), Answer(rows[3], failed=True)]
+    found = task.score(answers, replace(scoring(folder=tmp_path), judge=Endpoint("http://x", "m")))
+    assert given[0] == ToRate("Clip 0", "Q0?", "true 0", "said 0") and len(given) == 3
+    assert found.metrics == pytest.approx({"score": 4.0, "reference_score": 7.5, "win_rate": 1 / 3, "rated": 0.75})
+    assert found.per_class == {"score": {"music": 2.0, "sound": 8.0}, "win rate": {"music": 0.0, "sound": 1.0}}
+    assert found.rows[2] == {} and found.rows[3]["won"] is False
+    monkeypatch.setattr(rated_protocol, "rated", lambda *given: [None] * 3)
+    with pytest.raises(DataError, match="gave no two scores"):
+        task.score(answers, replace(scoring(folder=tmp_path), judge=Endpoint("http://x", "m")))
+
+
+def test_following_and_refusing(tmp_path, monkeypatch):
+    """Questions of `open_ended` say whether they can be answered; what could not be asked is not judged, and wrong."""
+    task = OpenQuestions(judged=True)
+    row = lambda question, **meta: AudioRow(question, audio_id="a.wav", meta=meta, output="x")
+    answers = [
+        Answer(row("Who?", answerable=False), "It cannot be determined."),
+        Answer(row("Where?", answerable=False), "In a hall."),
+        Answer(row("What?", answerable=True), "A bell."),
+        Answer(row("How?", answerable=True), failed=True),
+    ]
+    monkeypatch.setattr(caption_protocols, "followed", lambda questions, *given: [q != "Where?" for q in questions])
+    found = task.score(answers, replace(scoring(folder=tmp_path), judge=Endpoint("http://x", "m")))
+    assert found.metrics == {"followed": 0.5, "refused_unanswerable": 0.5, "refused_answerable": 0.0}
+    assert [told["followed"] for told in found.rows] == [True, False, True, False]

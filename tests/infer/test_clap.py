@@ -1,11 +1,14 @@
 """A loaded CLAP against its model called directly, from a published layout."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import alm_jax
+from alm_jax.audio.io import write_audio
 from alm_jax.cli.main import main
 from alm_jax.convert import clap
 from alm_jax.convert.names import PLAIN
@@ -13,6 +16,7 @@ from alm_jax.convert.save import export, save_safetensors
 from alm_jax.core import tree
 from alm_jax.core.errors import CheckpointError, DataError, UsageError
 from alm_jax.data.tokenizer import train_tokenizer
+from alm_jax.eval.retrieval import class_embeddings
 from alm_jax.infer.memory import Bank, identity
 from alm_jax.models.clap import Clap, ClapConfig
 from alm_jax.models.decoders.gpt2 import Gpt2Config
@@ -83,6 +87,39 @@ def test_what_is_refused(published, loaded, tmp_path):
     save_safetensors(tmp_path / "gpt2", [(name, np.zeros(shape, np.float32)) for name, shape in part.items()])
     with pytest.raises(CheckpointError, match="has the layout gpt2_hf; expected a CLAP"):
         alm_jax.load_clap(tmp_path / "gpt2")
+
+
+def test_benchmarks_of_a_clap_by_itself(published, loaded, tmp_path, capsys):
+    """Zero-shot classes and retrieval, as its embeddings give them; a benchmark that asks is refused."""
+    lines = ["file,label,caption"]
+    waves = []
+    for i in range(4):
+        waves.append(np.random.default_rng(i).normal(size=8000).astype(np.float32) / 4)
+        write_audio(tmp_path / f"{i}.wav", waves[-1], 44100)
+        lines.append(f"{i}.wav,{('dog', 'rain')[i % 2]},{('a dog', 'rain', 'a siren', 'the roof')[i]}")
+    (tmp_path / "clips.csv").write_text("\n".join(lines))
+    args = ["eval", str(published[0]), "--data", str(tmp_path / "clips.csv"), "--out", str(tmp_path / "out")]
+    assert main([*args, "--benchmark", "esc50,clotho_retrieval"]) == 0
+    told = lambda name, file: (tmp_path / "out" / name / file).read_text()
+    vectors = np.concatenate([loaded.embed_audio([tmp_path / f"{i}.wav"]) for i in range(4)])
+    kept = [json.loads(line)["prediction"] for line in told("esc50", "predictions.jsonl").splitlines()]
+    np.testing.assert_allclose(kept, vectors, rtol=1e-6)  # seven digits are kept
+    classes = class_embeddings(loaded, ["dog", "rain"])
+    right = (vectors @ classes.T).argmax(1) == [0, 1, 0, 1]
+    assert json.loads(told("esc50", "metrics.json"))["metrics"]["accuracy"] == right.mean()
+    texts = loaded.embed_text(["a dog", "rain", "a siren", "the roof"])
+    first = (vectors @ texts.T).argmax(1) == np.arange(4)
+    found = json.loads(told("clotho_retrieval", "metrics.json"))
+    assert found["how"] == "embed" and found["metrics"]["audio_to_text_r1"] == first.mean()
+    before = (tmp_path / "out" / "report.html").read_bytes()
+    assert main([*args, "--benchmark", "esc50,clotho_retrieval"]) == 0
+    assert (tmp_path / "out" / "report.html").read_bytes() == before
+    capsys.readouterr()
+    assert main([*args, "--benchmark", "clotho"]) == 2
+    assert "clotho gets answers by generate, and a CLAP by itself only embeds" in capsys.readouterr().err
+    assert main([*args, "--benchmark", "esc50", "--how", "generate"]) == 2
+    assert main([*args, "--benchmark", "esc50", "--memory", "x"]) == 2
+    assert "has no use for --base and --memory" in capsys.readouterr().err
 
 
 def test_a_memory_of_a_clap_by_itself(published, loaded, tmp_path, capsys):

@@ -87,9 +87,11 @@ def score_captions(
     return found
 
 
-def check_installed() -> None:
-    """Raise UsageError where `pycocoevalcap` is not."""
+def check_installed(spice: str | Path | None = None) -> None:
+    """Raise UsageError where `pycocoevalcap` is not, or the folder lacks SPICE's jars."""
     _module("bleu.bleu")
+    if spice is not None and not ((Path(spice) / _SPICE_JAR).is_file() and (Path(spice) / "lib").is_dir()):
+        raise UsageError(f"--spice {spice}: holds no {_SPICE_JAR} with lib/ beside it; see docs/evaluation.md")
 
 
 def _module(name: str):
@@ -121,8 +123,7 @@ def _plain(texts: Mapping[int, Sequence[str]]) -> Tokenized:
 
 def _spice(true: Tokenized, said: Tokenized, folder: Path, java: str) -> np.ndarray:
     """F of SPICE [N] by its own program, as `pycocoevalcap` calls it, from the user's folder."""
-    if not (folder / _SPICE_JAR).is_file() or not (folder / "lib").is_dir():
-        raise UsageError(f"--spice {folder}: holds no {_SPICE_JAR} with lib/ beside it; see docs/evaluation.md")
+    check_installed(folder)
     asked = [{"image_id": i, "test": said[i][0], "refs": true[i]} for i in said]
     with tempfile.TemporaryDirectory() as scratch:
         given, out = Path(scratch) / "captions.json", Path(scratch) / "scores.json"

@@ -14,6 +14,7 @@ from alm_jax.infer.sentences import MINILM, load_sentence_encoder
 TextEncoder = Callable[[Sequence[str]], np.ndarray]
 """Vectors float [N, dim] of length 1 of texts."""
 PREFIX = "sound of "  # before answers and names of classes (LTU's evaluation)
+_SURE, _PENALTY = 0.9, 0.9  # of FENSE
 _AT_ONCE = 64  # texts in a request to an endpoint
 _KEY_VARIABLE = "OPENAI_API_KEY"
 
@@ -56,9 +57,17 @@ def class_similarity(
 
 
 def sentence_similarity(texts: Sequence[str], references: Sequence[Sequence[str]], encode: TextEncoder) -> np.ndarray:
-    """Mean cosine [N] of each text with its references: FENSE (Zhou et al. 2022) without its detector of errors of
-    fluency, whose weights are not published in a format that is safe to read."""
+    """Mean cosine [N] of each text with its references: FENSE (Zhou et al. 2022) before its penalty."""
     flat = [text for group in references for text in group]
     said, true = encode(list(texts)), encode(flat)
     ends = np.cumsum([len(group) for group in references])
     return np.array([(group @ one).mean() for one, group in zip(said, np.split(true, ends[:-1]))])
+
+
+def penalised(alike: np.ndarray, errors: np.ndarray) -> np.ndarray:
+    """FENSE [N]: `sentence_similarity`, of which a tenth is left where an error of fluency is more likely than 0.9.
+
+    Args:
+        errors: probability [N] of an error (`infer.fluency.ErrorDetector`).
+    """
+    return np.where(np.asarray(errors) > _SURE, 1 - _PENALTY, 1.0) * alike

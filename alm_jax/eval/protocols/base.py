@@ -18,6 +18,7 @@ from alm_jax.data.tasks.draw import generator
 from alm_jax.eval.metrics.classes import Calibration
 from alm_jax.eval.metrics.text import TextEncoder
 from alm_jax.infer.batch import OWN, Choices
+from alm_jax.infer.clap import LoadedClap
 from alm_jax.infer.loaded import LoadedModel
 
 How = Literal["generate", "choices", "embed"]
@@ -74,15 +75,17 @@ class Scoring:
         how: answers were got. classes: as of `Asking`.
         encoder: gives the sentence encoder, loaded on first use. model: the one that answered.
         tag_scorer: gives `infer.tagging.TagScorer` of classes in the place of the encoder, or None.
+        errors: gives FENSE's detector of errors of fluency, loaded on first use, or None.
         spice: folder of SPICE's jars. judge: a language model that judges answers; `folder`: keeps what it says.
     """
 
     how: How
     classes: tuple[str, ...]
     encoder: Callable[[], TextEncoder]
-    model: LoadedModel
+    model: LoadedModel | LoadedClap
     folder: Path
     tag_scorer: Callable[[Sequence[str]], Callable[[Sequence[str]], np.ndarray]] | None = None
+    errors: Callable[[], Callable[[Sequence[str]], np.ndarray]] | None = None
     spice: Path | None = None
     judge: Endpoint | None = None
     progress: Callable[[int, int], None] = lambda done, total: None
@@ -116,10 +119,11 @@ class Task(ABC):
 
     Attributes:
         needs: what clips must have, in words. hows: ways to get answers, the usual one first.
-        options: numbers that it leaves open, with their usual values.
+        options: numbers that it leaves open, with their usual values. judged: a language model has to judge answers.
     """
 
     needs: ClassVar[str]
+    judged = False
     hows: ClassVar[tuple[How, ...]] = ("generate",)
     options: ClassVar[Mapping[str, int]] = {}
 

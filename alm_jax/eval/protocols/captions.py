@@ -10,12 +10,14 @@ import numpy as np
 from alm_jax.core.errors import UsageError
 from alm_jax.data.rows import AudioRow
 from alm_jax.data.tasks.clips import LabelledClip
+from alm_jax.data.tasks.open_ended import answers_it
 from alm_jax.eval.metrics.answers import followed
 from alm_jax.eval.metrics.captions import check_installed, score_captions
-from alm_jax.eval.metrics.text import sentence_similarity
+from alm_jax.eval.metrics.text import penalised, sentence_similarity
 from alm_jax.eval.protocols.base import Answer, Asking, Scores, Scoring, Task, meta_of, one_row
 from alm_jax.eval.protocols.classify import after_colon
 
+JUDGED = "judge.jsonl"
 NO_JUDGE = "the instruction following rate is left out: name a judge with --judge URL --judge-model NAME"
 
 
@@ -27,7 +29,7 @@ class Caption(Task):
     hows = ("generate",)
 
     def check(self, scoring: Scoring) -> None:
-        check_installed()
+        _check_text(scoring)
 
     def rows(self, clips: Sequence[LabelledClip], asking: Asking) -> Iterator[AudioRow]:
         for clip in clips:
@@ -54,7 +56,7 @@ class OpenQuestions(Task):
 
     def check(self, scoring: Scoring) -> None:
         if not self.judged:
-            check_installed()
+            _check_text(scoring)
         elif scoring.judge is None:
             raise UsageError(NO_JUDGE)
 
@@ -67,10 +69,9 @@ class OpenQuestions(Task):
         said = [answer.said for answer in answers]
         found = Scores({}, [{} for _ in answers])
         if scoring.judge is not None:
-            questions = [answer.row.meta.get("question", answer.row.instruction) for answer in answers]
-            journal = scoring.folder / "judge.jsonl"
-            told = followed(questions, said, scoring.judge, journal, scoring.progress)
+            told = _followed(answers, scoring)
             found = Scores({"followed": float(np.mean(told))}, [{"followed": yes} for yes in told])
+        found.metrics |= _refusals(answers)
         if self.judged:
             return found
         other = _against(said, [[answer.row.output] for answer in answers], scoring, "bleu_4", "rouge_l")
@@ -79,12 +80,43 @@ class OpenQuestions(Task):
         return Scores(other.metrics | found.metrics, rows, notes=notes)
 
 
+def _check_text(scoring: Scoring) -> None:
+    check_installed(scoring.spice)
+    scoring.encoder()
+    if scoring.errors is not None:
+        scoring.errors()
+
+
+def _followed(answers: Sequence[Answer], scoring: Scoring) -> list[bool]:
+    """Of each answer whether a judge holds that it answers; what could not be asked has none."""
+    heard = [answer for answer in answers if not answer.failed]
+    questions = [answer.row.meta.get("question", answer.row.instruction) for answer in heard]
+    said = [answer.said for answer in heard]
+    told = iter(followed(questions, said, scoring.judge, scoring.folder / JUDGED, scoring.progress))
+    return [not answer.failed and next(told) for answer in answers]
+
+
+def _refusals(answers: Sequence[Answer]) -> dict[str, float]:
+    """How often a model declines, where rows say whether they can be answered (`alm tasks --task open_ended`): of those
+    that cannot (LTU, table 8), and of those that can."""
+    declines = {"refused_unanswerable": False, "refused_answerable": True}
+    found = {}
+    for name, answerable in declines.items():
+        mine = [answer for answer in answers if answer.row.meta.get("answerable") is answerable and not answer.failed]
+        if mine:
+            found[name] = float(np.mean([not answers_it(answer.said) for answer in mine]))
+    return found
+
+
 def _against(said: Sequence[str], references: Sequence[Sequence[str]], scoring: Scoring, *main: str) -> Scores:
     """All scores of text; the first of `main` that could be had comes first."""
     found = score_captions(said, references, scoring.spice)
     alike = sentence_similarity(said, references, scoring.encoder())
-    every = found.corpus | {"sentence_similarity": float(alike.mean())}
+    meaning = {"sentence_similarity": alike}
+    if scoring.errors is not None:
+        meaning["fense"] = penalised(alike, scoring.errors()(said))
+    every = found.corpus | {name: float(values.mean()) for name, values in meaning.items()}
     first = next(name for name in main if name in every)
-    each = found.each | {"sentence_similarity": alike}
+    each = found.each | meaning
     rows = [{"read": text} | {name: float(values[i]) for name, values in each.items()} for i, text in enumerate(said)]
     return Scores({first: every[first]} | every, rows, notes=found.notes)

@@ -51,6 +51,10 @@ class Classify(Task):
     needs = "labels"
     hows = ("generate", "choices", "embed")
 
+    def check(self, scoring: Scoring) -> None:
+        if scoring.how == "generate" and scoring.tag_scorer is None:
+            scoring.encoder()
+
     def rows(self, clips: Sequence[LabelledClip], asking: Asking) -> Iterator[AudioRow]:
         for clip in clips:
             if clip.labels:

@@ -40,6 +40,10 @@ class Order(Task):
     hows = ("generate", "choices")
     options: ClassVar[Mapping[str, int]] = {"pairs": 550}
 
+    def check(self, scoring: Scoring) -> None:
+        if scoring.how == "generate":
+            scoring.encoder()
+
     def rows(self, clips: Sequence[LabelledClip], asking: Asking) -> Iterator[AudioRow]:
         single = _single(clips)
         for i in range(asking.options["pairs"]):

@@ -134,6 +134,19 @@ class Bert(nnx.Module):
         return jnp.tanh(self.pooler(hidden[:, 0]))
 
 
+class BertClassifier(nnx.Module):
+    """Token ids -> one number a class, from the first token: FENSE's `BERTFlatClassifier`."""
+
+    def __init__(self, config: BertConfig, classes: int, key: jax.Array):
+        keys = jax.random.split(key)
+        self.bert = Bert(config, keys[0])
+        self.head = Dense(config.dim, classes, keys[1], axes=(ax.EMBED, None))
+
+    def __call__(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
+        """int [B, L] both -> logits [B, classes]."""
+        return self.head(self.bert(ids, mask)[:, 0])
+
+
 def mean_of_tokens(hidden: jax.Array, mask: jax.Array) -> jax.Array:
     """Hidden states [B, L, dim], averaged where `mask` [B, L] is 1: float32 [B, dim]."""
     weight = mask.astype(jnp.float32)[..., None]

@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+import time
 
 import numpy as np
 import pytest
@@ -9,7 +11,18 @@ import pytest
 from alm_jax.core.errors import DataError
 from alm_jax.data.endpoint import Endpoint
 from alm_jax.eval.avqa import PROMPT
-from alm_jax.eval.metrics.answers import agreed, count, first_named, followed, pitch, short_match, yes_or_no
+from alm_jax.eval.metrics.answers import (
+    ToRate,
+    agreed,
+    count,
+    first_named,
+    followed,
+    pitch,
+    rated,
+    short_match,
+    two_scores,
+    yes_or_no,
+)
 from alm_jax.eval.metrics.options import air_bench_prompt, avqa_prompt, mmau_match, mmau_prompt, option_of
 from alm_jax.eval.metrics.spread import by_group, counted, mean_interval
 from tests.data.endpoints import said, serving
@@ -123,3 +136,52 @@ def test_a_judge(tmp_path):
         with pytest.raises(DataError, match="neither yes nor no"):
             followed(["What?"], ["It barks"], Endpoint(server.url, "judge"), tmp_path / "other.jsonl")
         assert len(server.prompts) == 3
+
+
+def test_answers_are_judged_in_their_order(tmp_path):
+    """Whichever judgement comes first, the file is the same."""
+    questions = [f"Is it {i}?" for i in range(8)]
+
+    def late(number, prompt):
+        time.sleep(0.02 if "Is it 0?" in prompt else 0)
+        return 200, said("yes")
+
+    with serving(late) as server:
+        followed(questions, ["It is."] * 8, Endpoint(server.url, "judge"), tmp_path / "judge.jsonl")
+    told = [json.loads(line)["prompt"] for line in (tmp_path / "judge.jsonl").open()]
+    assert [re.search(r"Is it \d\?", prompt)[0] for prompt in told] == questions
+
+
+@pytest.mark.parametrize(
+    ("text", "scores"),
+    [
+        ("8 6", (8, 6)),
+        ("Scores:\n10 1\nAssistant 1 is better.", (10, 1)),
+        ("7, 9.", (7, 9)),
+        ("11 3", None),
+        ("0 3", None),
+        ("Assistant 1: 8, Assistant 2: 6", None),
+        ("8", None),
+    ],
+)
+def test_two_scores(text, scores):
+    assert two_scores(text) == scores
+
+
+def test_a_rating_is_the_mean_of_both_orders(tmp_path):
+    items = [ToRate("A dog barks.", "What?", "A dog.", "A cat."), ToRate("Rain.", "Where?", "Outside.", "Here.")]
+
+    def rate(number, prompt):
+        if "Rain." in prompt:
+            return 200, said("9 2" if "1s Answer]\nOutside." in prompt else "none")
+        return 200, said("8 4" if "1s Answer]\nA dog.\n" in prompt else "6 8")
+
+    with serving(rate) as server:
+        endpoint = Endpoint(server.url, "judge", temperature=0.0)
+        # The response is second, then first: 4 and 6. Of the other question one order alone is rated.
+        assert rated(items, endpoint, tmp_path / "j.jsonl") == [(8.0, 5.0), (9.0, 2.0)]
+        asked = len(server.prompts)
+        assert asked == 3 + 3 and any("Description]\nA dog barks.\n[Question]" in text for text in server.prompts)
+        assert rated(items, endpoint, tmp_path / "j.jsonl") == [(8.0, 5.0), (9.0, 2.0)] and len(server.prompts) == asked
+    with serving(lambda number, prompt: (200, said("good"))) as server:
+        assert rated(items[:1], Endpoint(server.url, "judge"), tmp_path / "other.jsonl") == [None]

@@ -8,7 +8,7 @@ import pytest
 from alm_jax.core.errors import EndpointError, UsageError
 from alm_jax.data.endpoint import Endpoint, embed
 from alm_jax.eval.metrics import text
-from alm_jax.eval.metrics.text import class_similarity, sentence_similarity, text_encoder
+from alm_jax.eval.metrics.text import class_similarity, penalised, sentence_similarity, text_encoder
 from tests.data.endpoints import serving
 
 
@@ -34,6 +34,10 @@ def test_similarity_of_classes():
 def test_similarity_of_sentences():
     """`ab` with `a` (0.71) and `c` (0); `c` with `c` (1)."""
     assert sentence_similarity(["ab", "c"], [["a", "c"], ["c"]], Letters()) == pytest.approx([0.5**0.5 / 2, 1])
+
+
+def test_errors_of_fluency_cost_nine_tenths():
+    assert penalised(np.array([0.5, 0.5, 0.8]), np.array([0.89, 0.91, 1.0])) == pytest.approx([0.5, 0.05, 0.08])
 
 
 def vectors(*given):
