@@ -171,6 +171,10 @@ class AudioLanguageModel(nnx.Module):
         """[..., D] -> float32 [..., vocab]."""
         return self.decoder.logits(hidden)
 
+    def cross_entropy(self, hidden: jax.Array, targets: jax.Array, weight: jax.Array) -> jax.Array:
+        """Weighted sum of the loss of the next tokens (`models.decoders.decoder.Decoder.cross_entropy`)."""
+        return self.decoder.cross_entropy(hidden, targets, weight)
+
     def prefill(self, batch: Batch, slots: int, dtype: jnp.dtype = jnp.float32) -> tuple[jax.Array, KVCache]:
         """Hidden states of prompts and a cache of `slots` slots that begins with them."""
         return self.decoder.prefill(self.embed(batch, dtype), batch.positions, batch.kv_segment_ids, slots)

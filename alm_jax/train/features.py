@@ -147,7 +147,8 @@ def _write_parts(unique, model, encoder, hearing, folder, progress, should_stop)
         for loaded in pipeline.iterate(start, min(_PART, steps - start)):
             if should_stop():
                 return None
-            values, heard = encode(encoder, place((loaded.batch.audio, loaded.batch.loss_weight), model.mesh))
+            with jax.set_mesh(model.mesh):
+                values, heard = encode(encoder, place((loaded.batch.audio, loaded.batch.loss_weight), model.mesh))
             first = loaded.step * hearing.batch_size
             batch = zip(unique[first : first + hearing.batch_size], np.asarray(values), np.asarray(heard))
             found |= {key: features for key, features, ok in batch if ok}

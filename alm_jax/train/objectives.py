@@ -8,7 +8,6 @@ from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from alm_jax.core.errors import ConfigError
 from alm_jax.core.sequence import Batch
@@ -37,9 +36,7 @@ class Objective(Protocol):
 
 def next_token(model: Any, batch: Batch, weight: jax.Array, key: jax.Array | None, dtype: Any) -> Loss:
     """Weighted negative log-likelihood of the next token, in float32."""
-    logits = model.logits(model.hidden(batch, key=key, dtype=dtype))
-    nll = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), batch.targets)
-    return jnp.sum(nll * weight), {}
+    return model.cross_entropy(model.hidden(batch, key=key, dtype=dtype), batch.targets, weight), {}
 
 
 def heard_words(model: Any, batch: Batch, weight: jax.Array, key: jax.Array | None, dtype: Any) -> Loss:

@@ -156,8 +156,7 @@ def tpu_topology(name: str) -> Topology:
 def plan(experiment: Experiment, topology: Topology, stages: Sequence[str] = ()) -> Iterator[StagePlan]:
     """Compile the step of each stage for a slice, one after the other.
 
-    JAX's default backend has to be the CPU (`JAX_PLATFORMS=cpu`): it decides which kernels a model takes. Precision is
-    the experiment's, or bfloat16 over a frozen bfloat16 base.
+    Kernels are those that the slice would take. Precision is the experiment's, or bfloat16 over a frozen bfloat16 base.
 
     Args:
         stages: names of those to compile; empty for all. A stage that differs from one before in nothing that the

@@ -185,7 +185,7 @@ class TestCompiled:
             "from dataclasses import replace\n"
             "from tests.train.test_plan import ALIGN, DECODER, ENCODER, experiment, ltu, stage\n"
             "def get_config():\n"
-            "    model = ltu(replace(DECODER, vocab_size=131072), ENCODER)\n"
+            "    model = ltu(replace(DECODER, vocab_size=131072, cross_entropy='reference'), ENCODER)\n"
             "    return experiment(stage(batch_size=8192, buckets=(64,)), model=model)\n"
         )
         assert main(["plan", str(path), "--topology", "v5e:2x2", "--json"]) == 1

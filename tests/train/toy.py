@@ -6,6 +6,7 @@ import numpy as np
 from flax import nnx
 
 from alm_jax.core.sequence import Batch
+from alm_jax.kernels.linear_cross_entropy import linear_cross_entropy
 
 
 class Toy(nnx.Module):
@@ -24,8 +25,8 @@ class Toy(nnx.Module):
             x = jnp.where(jax.random.bernoulli(key, 1 - self.rate, x.shape), x / (1 - self.rate), 0)
         return x
 
-    def logits(self, hidden):
-        return (hidden @ self.head[...].astype(hidden.dtype)).astype(jnp.float32)
+    def cross_entropy(self, hidden, targets, weight):
+        return linear_cross_entropy(hidden, self.head[...], targets, weight)
 
 
 TRAINABLE = ("scale", "head")

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from alm_jax.kernels.attention import attention, decode_attention
+from alm_jax.kernels.linear_cross_entropy import linear_cross_entropy
 from alm_jax.layers import stack
 from alm_jax.models.cache import KVCache
 
@@ -21,8 +22,9 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 class Decoder(nnx.Module):
     """Embeddings in, hidden states out; the head is apart, so that losses may fuse with it.
 
-    A decoder has a `config` (with `depth`, `tie_embeddings` and `remat`), `embed` (`layers.embed.Embed`), stacked
-    `blocks` (`block(x, place, attend, key) -> (x, (keys, values))`), the final `norm`, and `head` unless it is tied.
+    A decoder has a `config` (with `depth`, `tie_embeddings`, `remat` and `cross_entropy`), `embed`
+    (`layers.embed.Embed`), stacked `blocks` (`block(x, place, attend, key) -> (x, (keys, values))`), the final `norm`,
+    and `head` unless it is tied.
     """
 
     @property
@@ -96,3 +98,14 @@ class Decoder(nnx.Module):
             return self.embed.attend(hidden)
         kernel = self.head.kernel[...].astype(hidden.dtype)
         return jnp.einsum("...d,dv->...v", hidden, kernel, preferred_element_type=jnp.float32)
+
+    def cross_entropy(self, hidden: jax.Array, targets: jax.Array, weight: jax.Array) -> jax.Array:
+        """Sum of `weight` [B, L] x negative log-likelihood of `targets` int [B, L] after `hidden` [B, L, dim]; float32.
+
+        By the kernel that `config.cross_entropy` names, most of which never hold logits of all positions.
+        """
+        tied = self.config.tie_embeddings
+        kernel, vocab_axis = (self.embed.embedding, 0) if tied else (self.head.kernel, 1)
+        return linear_cross_entropy(
+            hidden, kernel[...], targets, weight, vocab_axis=vocab_axis, implementation=self.config.cross_entropy
+        )

@@ -11,6 +11,7 @@ from flax import nnx
 from alm_jax.core import axes as ax
 from alm_jax.core.errors import ConfigError
 from alm_jax.core.mesh import constrain
+from alm_jax.kernels import linear_cross_entropy
 from alm_jax.layers import initializers as init
 from alm_jax.layers import stack
 from alm_jax.layers.dense import Dense, Lora
@@ -32,6 +33,7 @@ class Gpt2Config:
         activation, norm_eps: of every block. tie_embeddings: the output head is the embedding table.
         lora: adapters on `attn.qkv`, `attn.o`, `mlp.up` or `mlp.down`, or None.
         remat: what the backward pass recomputes (`layers.stack.run`).
+        cross_entropy: which kernel computes the training loss (`kernels.linear_cross_entropy`).
     """
 
     vocab_size: int = 50257
@@ -45,6 +47,7 @@ class Gpt2Config:
     tie_embeddings: bool = True
     lora: Lora | None = None
     remat: stack.Remat = "none"
+    cross_entropy: linear_cross_entropy.Implementation = "auto"
 
     def __post_init__(self):
         if self.lora and not any(map(self.lora.at, _LAYERS)):

@@ -12,6 +12,7 @@ from flax import nnx
 
 from alm_jax.core import axes as ax
 from alm_jax.core.mesh import constrain
+from alm_jax.kernels import linear_cross_entropy
 from alm_jax.layers import stack
 from alm_jax.layers.dense import Dense, Lora
 from alm_jax.layers.embed import Embed
@@ -34,6 +35,7 @@ class LlamaConfig:
         positions: longest row of the training (`max_position_embeddings`); longer ones are refused.
         lora: adapters inside the blocks, or None.
         remat: what the backward pass recomputes (`layers.stack.run`).
+        cross_entropy: which kernel computes the training loss (`kernels.linear_cross_entropy`).
     """
 
     vocab_size: int = 32000
@@ -51,6 +53,7 @@ class LlamaConfig:
     positions: int = 2048
     lora: Lora | None = None
     remat: stack.Remat = "none"
+    cross_entropy: linear_cross_entropy.Implementation = "auto"
 
     @property
     def head_width(self) -> int:
