@@ -13,7 +13,7 @@ from alm_jax.core.config import did_you_mean
 from alm_jax.core.errors import ConfigError
 from alm_jax.data.tasks import prompts
 from alm_jax.eval.metrics.options import air_bench_prompt, avqa_prompt, mmau_match
-from alm_jax.eval.protocols.base import Task
+from alm_jax.eval.protocols.base import QUESTION, Task
 from alm_jax.eval.protocols.captions import Caption, OpenQuestions
 from alm_jax.eval.protocols.classify import Classify, after_caption
 from alm_jax.eval.protocols.composed import Order, Pitch, Twice
@@ -36,7 +36,7 @@ _CAPTION = {
     "mats": _MATS_CAPTION,
 }
 _MUSIC = _CAPTION | {"mats": "Listen to this music clip and describe the music."}
-_QUESTION = {"plain": "{QUESTION}"}
+_QUESTION = {"plain": QUESTION}
 _DETECT = {
     "apt": prompts.DETECTION[0],
     "ltu": "Closed-ended question: Classify the sound events in the audio clip, also output the timestamp of each "

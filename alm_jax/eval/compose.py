@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,15 +34,11 @@ def shift_pitch(samples: np.ndarray, semitones: float) -> np.ndarray:
     return out
 
 
-def write_new(path: Path, samples: np.ndarray) -> Path:
-    """Write a clip unless it is there; the file appears whole or not at all."""
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{os.getpid()}.{path.name}")
-        peak = float(np.abs(samples).max(initial=0.0))
-        write_audio(partial, samples / max(peak, 1.0), RATE)
-        os.replace(partial, path)
-    return path
+def write_clip(path: Path, samples: np.ndarray) -> None:
+    """Write a clip, over one that other clips or another seed made; the file appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    peak = float(np.abs(samples).max(initial=0.0))
+    write_audio(path, samples / max(peak, 1.0), RATE)
 
 
 def _stretched(samples: np.ndarray, factor: float) -> np.ndarray:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -19,11 +19,11 @@ from alm_jax.core.files import remove_partials, write_text
 from alm_jax.data.endpoint import Endpoint
 from alm_jax.data.rows import AudioRow, read_rows
 from alm_jax.data.tasks.registry import write_rows
-from alm_jax.eval.benchmarks import Benchmark
+from alm_jax.eval.benchmarks import BENCHMARKS, Benchmark
 from alm_jax.eval.corrupt import Corruption
 from alm_jax.eval.data import Collection, read_collection
 from alm_jax.eval.metrics.text import text_encoder
-from alm_jax.eval.protocols.base import Answer, Asking, How, Scores, Scoring
+from alm_jax.eval.protocols.base import QUESTION, Answer, Asking, How, Scores, Scoring
 from alm_jax.infer.batch import answer_file, embed_file
 from alm_jax.infer.clap import LoadedClap
 from alm_jax.infer.fluency import load_error_detector
@@ -124,7 +124,7 @@ def evaluate(
     scoring = _scoring(model, how, folder, settings, progress)
     benchmark.task.check(scoring)
     collection = _collection(name, benchmark, source, settings)
-    asking = _asking(benchmark, collection, folder, settings)
+    asking = _asking(name, benchmark, collection, folder, settings)
     try:
         write_rows(folder / ROWS, islice(_rows(benchmark, collection, asking), settings.limit))
         rows = read_rows(folder / ROWS, need_output=False)
@@ -182,9 +182,19 @@ def _collection(name: str, benchmark: Benchmark, source: str | Path | None, sett
     return read_collection(source, dataset, settings.split or benchmark.split)
 
 
-def _asking(benchmark: Benchmark, collection: Collection, folder: Path, settings: Settings) -> Asking:
+def _prompt(name: str, benchmark: Benchmark, wanted: str) -> str:
+    """A system's prompt, the benchmark's first where it has none of that system; or the one that is written out."""
+    usual = next(iter(benchmark.prompts.values()))
+    if not wanted or any(wanted in each.prompts for each in BENCHMARKS.values()):
+        return benchmark.prompts.get(wanted, usual)
+    if QUESTION in usual and QUESTION not in wanted:
+        raise UsageError(f"--prompt {wanted!r}: {name} asks questions of the data: write {QUESTION} where they stand")
+    return wanted
+
+
+def _asking(name: str, benchmark: Benchmark, collection: Collection, folder: Path, settings: Settings) -> Asking:
     return Asking(
-        prompt=benchmark.prompts.get(settings.prompt or next(iter(benchmark.prompts)), settings.prompt),
+        prompt=_prompt(name, benchmark, settings.prompt),
         classes=collection.classes,
         folder=folder / CLIPS,
         about=collection.about,
@@ -252,7 +262,7 @@ def _answers(path: Path, how: How) -> Iterator[Answer]:
             clips = told.pop("audio_id")
             row = AudioRow(**told, audio_id=tuple(clips) if isinstance(clips, list) else clips)
             if how == EMBED:
-                yield Answer(row, vector=np.array(said, np.float32), failed=failed)
+                yield Answer(row, vector=None if failed else np.array(said, np.float32), failed=failed)
             else:
                 yield Answer(row, said, scores, failed=failed)
 
@@ -267,7 +277,7 @@ def _over_trials(trials: list[Scores]) -> tuple[Scores, dict[str, float]]:
         return first, {}
     values = {name: [each.metrics[name] for each in trials] for name in first.metrics}
     means = {name: fmean(given) for name, given in values.items()}
-    return replace(first, metrics=means), {name: stdev(given) for name, given in values.items()}
+    return replace(first, metrics=means), {name: float(np.std(given, ddof=1)) for name, given in values.items()}
 
 
 def _write(found: Evaluated) -> None:

@@ -147,7 +147,7 @@ def test_composed_clips_of_a_stopped_run(trained, clips, tmp_path, monkeypatch):
     good.write_text("\n".join(line for line in clips.read_text().splitlines() if "bad" not in line))
     args = ["--benchmark", "esc50_order", "--data", good, "--option", "pairs=3", "--how", "choices"]
     assert run(trained, *args, "--out", tmp_path / "whole") == 0
-    write, calls = compose.write_new, []
+    write, calls = compose.write_clip, []
 
     def stopped(path, samples):
         calls.append(path)
@@ -155,7 +155,7 @@ def test_composed_clips_of_a_stopped_run(trained, clips, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         write(path, samples)
 
-    monkeypatch.setattr("alm_jax.eval.protocols.composed.write_new", stopped)
+    monkeypatch.setattr("alm_jax.eval.protocols.composed.write_clip", stopped)
     assert run(trained, *args, "--out", tmp_path / "parts") == 130
     assert run(trained, *args, "--out", tmp_path / "parts") == 0
     whole = files(tmp_path / "whole")

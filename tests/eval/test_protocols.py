@@ -249,10 +249,13 @@ def test_composed_clips(tones):
 def test_order(tones, tmp_path):
     rows = list(Order().rows(tones, asking(folder=tmp_path, options={"pairs": 3})))
     assert len(rows) == 3 and all(Path(row.audio_id).is_file() and row.output in row.meta["choices"] for row in rows)
-    stamps = [Path(row.audio_id).stat().st_mtime_ns for row in rows]
+    assert all(row.meta["choices"] == sorted(row.meta["choices"]) for row in rows)
+    sounds = [load_audio(row.audio_id)[0] for row in rows]
+    other = list(Order().rows(tones, asking(folder=tmp_path, options={"pairs": 3}, seed=1)))
+    assert other != rows  # and its clips take the place of those of the first seed, whose names they bear
     again = list(Order().rows(tones, asking(folder=tmp_path, options={"pairs": 3})))
-    assert again == rows and [Path(row.audio_id).stat().st_mtime_ns for row in rows] == stamps
-    first, second = rows[0].meta["choices"]
+    assert again == rows and all(np.array_equal(load_audio(r.audio_id)[0], s) for r, s in zip(rows, sounds))
+    first, second = rows[0].output, next(c for c in rows[0].meta["choices"] if c != rows[0].output)
     said = [
         f"the {first}, then the {second}",
         f"the {next(c for c in rows[1].meta['choices'] if c != rows[1].output)}",
@@ -272,6 +275,11 @@ def test_one_or_two(tones, tmp_path):
 
 
 def test_pitch(tones, tmp_path):
+    moved = tmp_path / "elsewhere" / tones[0].path.name  # another clip of the same name
+    moved.parent.mkdir()
+    moved.write_bytes(tones[1].path.read_bytes())
+    twice = [tones[0], LabelledClip(moved, ("siren",))]
+    assert len({row.audio_id for row in Pitch().rows(twice, asking(folder=tmp_path, options={"clips": 2}))}) == 10
     rows = list(Pitch().rows(tones, asking(folder=tmp_path, options={"clips": 1})))
     assert [row.meta["semitones"] for row in rows] == [-12, -8, -4, 0, 4]
     said = ["low", "low", "It is low-pitched", "high", "high"]

@@ -23,6 +23,8 @@ from alm_jax.infer.loaded import LoadedModel
 
 How = Literal["generate", "choices", "embed"]
 """Answers are written freely; are the likeliest of given ones; or are embeddings of clips."""
+QUESTION = "{QUESTION}"
+"""In a prompt: a question of the data."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Asking:
 
     def about_question(self, question: str) -> str:
         """The prompt with a question of the data in its place."""
-        return self.prompt.replace("{QUESTION}", question)
+        return self.prompt.replace(QUESTION, question)
 
 
 @dataclass(frozen=True)

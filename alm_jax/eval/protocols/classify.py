@@ -56,6 +56,11 @@ class Classify(Task):
             scoring.encoder()
 
     def rows(self, clips: Sequence[LabelledClip], asking: Asking) -> Iterator[AudioRow]:
+        if len(asking.classes) == 1:
+            raise DataError(
+                f"all have the label {asking.classes[0]!r}, there is nothing to tell apart; give a prepared set (alm "
+                "data prepare), a manifest, or a folder with one sub-folder a label"
+            )
         for clip in clips:
             if clip.labels:
                 labels = list(clip.labels if self.many else clip.labels[:1])

@@ -16,7 +16,7 @@ from alm_jax.data.rows import AudioRow
 from alm_jax.data.tasks.clips import LabelledClip
 from alm_jax.data.tasks.draw import sample
 from alm_jax.eval.choices import wilson
-from alm_jax.eval.compose import RATE, one_after_another, shift_pitch, write_new
+from alm_jax.eval.compose import RATE, one_after_another, shift_pitch, write_clip
 from alm_jax.eval.metrics.answers import first_named, pitch
 from alm_jax.eval.metrics.spread import by_group, pearson
 from alm_jax.eval.metrics.text import class_similarity
@@ -51,13 +51,14 @@ class Order(Task):
             labels = sample(sorted(single), 2, rng)
             pair = [sample(single[label], 1, rng)[0] for label in labels]
             path = asking.folder / f"order{i:04d}.flac"
-            write_new(path, one_after_another([clip.path for clip in pair], _LONGEST))
-            yield AudioRow(asking.prompt, audio_id=str(path), task="order", output=labels[0], meta={"choices": labels})
+            write_clip(path, one_after_another([clip.path for clip in pair], _LONGEST))
+            # In the alphabet's order: an answer that means both alike must not be right by the order of the choices.
+            choices = sorted(labels)
+            yield AudioRow(asking.prompt, audio_id=str(path), task="order", output=labels[0], meta={"choices": choices})
 
     def score(self, answers: Sequence[Answer], scoring: Scoring) -> Scores:
         like = partial(_meant, scoring)
-        # In the alphabet's order: an answer that means both alike must not be right by the order of the choices.
-        asked = [sorted(meta_of(answer.row, "choices")) for answer in answers]
+        asked = [meta_of(answer.row, "choices") for answer in answers]
         named = [
             answer.said if scoring.how == "choices" else first_named(answer.said, *pair, like)
             for answer, pair in zip(answers, asked)
@@ -91,7 +92,7 @@ class Twice(Task):
                 pair = sample(mine, 2, drawn(asking.seed, "twice", label, i))
                 for number in (1, 2):
                     path = asking.folder / f"{'_'.join(label.split())}-{i:03d}-{number}.flac"
-                    write_new(path, one_after_another([clip.path for clip in pair[:number]], _LONGEST))
+                    write_clip(path, one_after_another([clip.path for clip in pair[:number]], _LONGEST))
                     yield AudioRow(
                         asking.prompt.replace(LABEL, label),
                         audio_id=str(path),
@@ -119,11 +120,11 @@ class Pitch(Task):
 
     def rows(self, clips: Sequence[LabelledClip], asking: Asking) -> Iterator[AudioRow]:
         chosen = [clip for clip in clips if any(self.word in label.lower() for label in clip.labels)]
-        for clip in chosen[: asking.options["clips"]]:
+        for i, clip in enumerate(chosen[: asking.options["clips"]]):
             samples = load_audio(clip.path, sample_rate=RATE, max_seconds=SECONDS)[0]
             for semitones in _SEMITONES:
-                path = asking.folder / f"{clip.path.stem}{semitones:+d}.flac"
-                write_new(path, shift_pitch(samples, semitones))
+                path = asking.folder / f"pitch{i:03d}{semitones:+d}.flac"
+                write_clip(path, shift_pitch(samples, semitones))
                 yield AudioRow(asking.prompt, audio_id=str(path), task="pitch", meta={"semitones": semitones})
 
     def score(self, answers: Sequence[Answer], scoring: Scoring) -> Scores:
