@@ -1,0 +1,173 @@
+#!/usr/bin/env python
+"""Ours against the alternative: time and memory, measured in turn.
+
+    python tools/bench.py cross_entropy
+    python tools/bench.py cross_entropy --rounds 9 --json cross_entropy.json
+    python tools/bench.py cross_entropy --against cross_entropy.json
+
+Both sides of a case are compiled and run once, then timed alternately, so that both see the same load of the machine.
+A ratio is ours over theirs: medians of the times, and the most memory that the compiler plans for (arguments, results,
+temporaries). Prints Markdown. With --against the exit code is 1 where a ratio is over 1.15 times the recorded one.
+
+cross_entropy: value and gradients of a language model's head and loss (`kernels.linear_cross_entropy`), fused as `auto`
+does it here, against logits of all tokens and their cross-entropy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+REGRESSION = 1.15
+_PACKAGES = ("jax", "jaxlib", "numpy")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row of the table: two functions of the same arrays.
+
+    Attributes:
+        name: unique in its bench. ours, theirs: what is compared. arguments: makes the arrays.
+    """
+
+    name: str
+    ours: Callable[..., Any]
+    theirs: Callable[..., Any]
+    arguments: Callable[[], tuple[Any, ...]]
+
+
+def cross_entropy() -> Iterator[Case]:
+    """The head of a small decoder, trained and frozen, in float32 on CPU and bfloat16 elsewhere."""
+    import jax
+    import jax.numpy as jnp
+
+    from alm_jax.core.precision import default_precision
+    from alm_jax.kernels.linear_cross_entropy import linear_cross_entropy
+    from alm_jax.models.registry import named_config
+
+    dtype = jnp.dtype(default_precision().compute)
+
+    def arrays(tokens: int, width: int, vocab: int):
+        keys = jax.random.split(jax.random.key(0), 4)
+        hidden = jax.random.normal(keys[0], (4, tokens // 4, width), dtype)
+        kernel = jax.random.normal(keys[1], (vocab, width), dtype) / width**0.5
+        targets = jax.random.randint(keys[2], hidden.shape[:2], 0, vocab)
+        return hidden, kernel, targets, jax.random.uniform(keys[3], hidden.shape[:2])
+
+    def side(implementation: str, trains: bool) -> Callable[..., Any]:
+        loss = partial(linear_cross_entropy, vocab_axis=0, implementation=implementation)
+        return jax.value_and_grad(loss, (0, 1) if trains else 0)
+
+    for model, tokens, trains in [("smollm2_135m", 1024, True), ("smollm2_135m", 1024, False)]:
+        config = named_config(model)
+        name = f"{model}, {tokens} tokens, head {'trains' if trains else 'frozen'}"
+        make = partial(arrays, tokens, config.dim, config.vocab_size)
+        yield Case(name, side("auto", trains), side("reference", trains), make)
+
+
+BENCHES: dict[str, Callable[[], Iterator[Case]]] = {"cross_entropy": cross_entropy}
+
+
+def measure(case: Case, rounds: int) -> dict[str, Any]:
+    """Seconds of each round and bytes of both sides, and their ratios."""
+    import jax
+
+    arguments = jax.block_until_ready(case.arguments())
+    sides = {name: jax.jit(getattr(case, name)).lower(*arguments).compile() for name in ("ours", "theirs")}
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(rounds + 1):
+        for name, run in sides.items():
+            start = time.perf_counter()
+            jax.block_until_ready(run(*arguments))
+            if turn:  # the first warms up
+                seconds[name].append(time.perf_counter() - start)
+    memory = {name: _bytes(run.memory_analysis()) for name, run in sides.items()}
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    ratio = lambda of: of["ours"] / of["theirs"]
+    return {
+        "case": case.name,
+        "seconds": seconds,
+        "median": medians,
+        "bytes": memory,
+        "ratios": {"time": ratio(medians), "memory": ratio(memory)},
+    }
+
+
+def _bytes(memory: Any) -> int:
+    kinds = ("argument", "output", "temp")
+    return sum(getattr(memory, f"{kind}_size_in_bytes") for kind in kinds) - memory.alias_size_in_bytes
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    import jax
+
+    device = jax.devices()[0].device_kind
+    versions = {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
+    return {"device": device, "cores": os.cpu_count(), "machine": platform.machine(), "versions": versions}
+
+
+def report(result: dict[str, Any]) -> str:
+    """The result as Markdown."""
+    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+    lines = [
+        f"{result['bench']} on {result['device']} ({result['cores']} CPU cores, {result['machine']}), medians of "
+        f"{result['rounds']} rounds; {versions}",
+        "",
+        "| case | ours, s | theirs, s | ratio | ours, MB | theirs, MB | ratio |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in result["cases"]:
+        times = [f"{row['median'][name]:.3f}" for name in ("ours", "theirs")]
+        sizes = [f"{row['bytes'][name] / 1e6:.0f}" for name in ("ours", "theirs")]
+        ratios = [f"{row['ratios'][name]:.2f}" for name in ("time", "memory")]
+        lines.append(f"| {' | '.join([row['case'], *times, ratios[0], *sizes, ratios[1]])} |")
+    return "\n".join(lines)
+
+
+def regressions(result: dict[str, Any], recorded: dict[str, Any]) -> list[str]:
+    """Ratios that are worse than those recorded, a line each."""
+    before = {row["case"]: row["ratios"] for row in recorded["cases"]}
+    return [
+        f"{row['case']}: {name} ratio {now:.2f}, was {before[row['case']][name]:.2f}"
+        for row in result["cases"]
+        if row["case"] in before
+        for name, now in row["ratios"].items()
+        if now > REGRESSION * before[row["case"]][name]
+    ]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bench", choices=BENCHES)
+    parser.add_argument("--rounds", type=int, default=5, help="timed runs of each side (default: %(default)s)")
+    parser.add_argument("--json", type=Path, help="file for the measurements")
+    parser.add_argument("--against", type=Path, help="measurements to compare the ratios with")
+    options = parser.parse_args(argv)
+    recorded = json.loads(options.against.read_text(encoding="utf-8")) if options.against else {"cases": []}
+    result = {"bench": options.bench, **machine(), "rounds": options.rounds, "cases": []}
+    for case in BENCHES[options.bench]():
+        print(f"measuring {case.name}", file=sys.stderr, flush=True)
+        result["cases"].append(measure(case, options.rounds))
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1), encoding="utf-8")
+    print(report(result))
+    worse = regressions(result, recorded)
+    print("".join(f"slower or larger than recorded: {line}\n" for line in worse), file=sys.stderr, end="")
+    return 1 if worse else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
