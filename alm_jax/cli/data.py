@@ -24,6 +24,7 @@ class DataOptions:
       list          the sets, their sizes and licences
       info NAME     where a set is had, which files are expected, its splits
       prepare NAME  write it as shards (ArrayRecord, 16-bit audio) which training, `alm tasks` and TFDS read
+      check CLIPS   find clips to train on that evaluation sets hold too
 
     Files are found by the last parts of their paths, anywhere below --src, also inside zip and uncompressed tar
     archives. What is wrong with them (missing or damaged audio, broken rows, duplicate ids, ...) is left out, counted,
@@ -31,21 +32,29 @@ class DataOptions:
     same command goes on, and after files were mended it does what they change; the shards are the same bytes either
     way, with any number of workers.
 
+    CLIPS are a prepared set, a file of rows, or a manifest or folder of clips, maybe some splits of it
+    (data/clotho:train+val); so are the sets --against which they are checked, by default what is published to test on
+    of the sets that are prepared beside them. The same recording is known by its id (YouTube's, Freesound's) and by its
+    sound, through codecs, sample rates, gains and cuts. The exit code is 1 if any is found; training leaves them out.
+
     examples:
       alm data list
       alm data info esc50
       alm data prepare esc50 --src ESC-50-master --out data --workers 4
+      alm data check data/wavcaps --against data/esc50 data/clotho:test --workers 4 --out leaks.jsonl
       alm data prepare audioset --src audioset --out data --beam-runner DirectRunner
     """
 
-    action: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="list|info|prepare")]
+    action: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="list|info|prepare|check")]
     """what to do"""
-    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")] = ""
-    """the set"""
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME|CLIPS")] = ""
+    """the set, or the clips to check"""
     src: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """folder of the set's files"""
-    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """folder of prepared sets; this one goes to DIR/NAME/1.0.0"""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR|FILE")] = None
+    """folder of prepared sets; this one goes to DIR/NAME/1.0.0. Of check: file for all leaks, as JSON lines"""
+    against: Annotated[tuple[str, ...], tyro.conf.arg(metavar="SET[:SPLIT] ...")] = ()
+    """of check: evaluation sets"""
     workers: int = 1
     """processes"""
     max_seconds: float | None = None
@@ -61,13 +70,17 @@ class DataOptions:
 def run(args: list[str]) -> int:
     """List sets, show one, or prepare one."""
     options = parse(DataOptions, args, "data")
-    if options.action not in ("list", "info", "prepare"):
-        raise UsageError(f"alm data {options.action}: expected list, info or prepare")
+    if options.action not in ("list", "info", "prepare", "check"):
+        raise UsageError(f"alm data {options.action}: expected list, info, prepare or check")
     if options.action == "list":
         _list()
         return 0
     if not options.name:
         raise UsageError(f"alm data {options.action}: which set? `alm data list` lists them")
+    if options.workers < 1:
+        raise UsageError(f"--workers {options.workers}: expected at least 1")
+    if options.action == "check":
+        return _check(options)
     dataset = find_set(options.name)
     if options.action == "info":
         print(describe(dataset))
@@ -75,6 +88,39 @@ def run(args: list[str]) -> int:
     if options.src is None or options.out is None:
         raise UsageError(f"alm data prepare {options.name}: needs --src DIR (its files) and --out DIR")
     return _prepare(dataset, options)
+
+
+def _check(options: DataOptions) -> int:
+    from alm_jax.core.display import progress
+    from alm_jax.core.files import write_text
+    from alm_jax.data.leaks import Clips, Guard, beside, counts, report
+
+    clips = Clips.of(options.name).paths()
+    held = [Clips.of(text) for text in options.against] or beside(clips)
+    if not held:
+        raise UsageError(f"{options.name}: no set to test on is prepared beside it: name some by --against")
+    try:
+        with progress("clips of evaluation sets") as update:
+            guard = Guard(held, workers=options.workers, progress=update)
+        with progress("clips to train on") as update:
+            found = guard.find(clips, workers=options.workers, progress=update)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    if options.out is not None:
+        write_text(options.out, report(found.leaks))
+    leaked = {leak.clip for leak in found.leaks}
+    print(f"{len(leaked)} of {len(clips)} clips of {options.name} are held by {len(guard)} clips to test on")
+    for name, by in counts(found.leaks, held).items():
+        print(f"  {name}: " + ", ".join(f"{count} by {how}" for how, count in by.items()))
+    for leak in found.leaks[:_SHOWN]:
+        print(f"  {leak.clip} = {leak.held} ({leak.why})", file=sys.stderr)
+    if len(found.leaks) > _SHOWN:
+        where = f"; all stand in {options.out}" if options.out else " (--out FILE lists all)"
+        print(f"  and {len(found.leaks) - _SHOWN} more{where}", file=sys.stderr)
+    if found.faint:
+        print(f"  {found.faint} clips have too little sound to be told by it", file=sys.stderr)
+    return 1 if leaked else 0
 
 
 def describe(dataset: DataSet) -> str:
@@ -95,6 +141,7 @@ def describe(dataset: DataSet) -> str:
         f"  size      {size}",
         f"  splits    {', '.join(dataset.splits)}",
         f"  problems  up to {dataset.bad_share:.0%} are borne",
+        *([f"  tested on {', '.join(dataset.tests)}"] if dataset.tests else []),
         *([f"  shares    clips with other sets of {', '.join(dataset.shares)}"] if dataset.shares else []),
         *([f"  note      {dataset.note}"] if dataset.note else []),
         "  files     " + "\n            ".join(_expected(dataset)),

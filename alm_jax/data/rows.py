@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import mmap
 import os
 import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -151,10 +152,31 @@ class RowSet:
             )
         return found
 
+    def choose(self, numbers: Sequence[int]) -> RowSet:
+        """Some of the rows, by their numbers here."""
+        if isinstance(self.rows, _FileRows):
+            return replace(self, rows=self.rows.choose(np.asarray(numbers)))
+        return replace(self, rows=[self.rows[number] for number in numbers])
+
     @property
-    def stamp(self) -> tuple[str, int, int] | None:
-        """(path, size, modification time) of the file behind the rows; None for rows in memory."""
-        return self.rows.stamp if isinstance(self.rows, _FileRows) else None
+    def stamp(self) -> tuple[str, int, int, str] | None:
+        """(path, size, modification time, which rows: empty for all) of the file behind the rows; None for rows in
+        memory."""
+        return (*self.rows.stamp, self.rows.chosen) if isinstance(self.rows, _FileRows) else None
+
+
+def holds_rows(path: str | Path) -> bool:
+    """Whether a JSON file's first object is a row; False for what is no such file."""
+    path = Path(path).expanduser()
+    if path.suffix not in (".json", ".jsonl") or not path.is_file():
+        return False
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        text = file.read(_WINDOW)
+    try:
+        first, _ = json.JSONDecoder().raw_decode(text.lstrip("[ \r\n\t"))
+    except ValueError:
+        return False
+    return isinstance(first, dict) and "instruction" in first
 
 
 def read_rows(path: str | Path, *, max_bad_share: float = 0.0, need_output: bool = True) -> RowSet:
@@ -206,14 +228,20 @@ def read_rows(path: str | Path, *, max_bad_share: float = 0.0, need_output: bool
 class _FileRows(Sequence):
     """Rows of a JSON file by their places in it; pickles to those alone."""
 
-    def __init__(self, path: Path, stamp: tuple[str, int, int], lines: bool, places: np.ndarray):
+    def __init__(self, path: Path, stamp: tuple[str, int, int], lines: bool, places: np.ndarray, chosen: str = ""):
         self._path, self.stamp, self._lines = path, stamp, lines
         self._numbers, self._starts, self._sizes = (
             places[:, 0].astype(np.int32),
             np.ascontiguousarray(places[:, 1]),
             places[:, 2].astype(np.int32),
         )
+        self.chosen = chosen
         self._data: mmap.mmap | None = None
+
+    def choose(self, numbers: np.ndarray) -> _FileRows:
+        places = np.stack([self._numbers[numbers], self._starts[numbers], self._sizes[numbers]], axis=1)
+        chosen = hashlib.sha256(places[:, 0].tobytes()).hexdigest()[:16]
+        return _FileRows(self._path, self.stamp, self._lines, places, chosen)
 
     def __len__(self) -> int:
         return len(self._starts)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from alm_jax.core.errors import DataError
-from alm_jax.data.rows import RowSet, read_rows
+from alm_jax.data.rows import RowSet, holds_rows, read_rows
 from alm_jax.data.sets.index import prepared_clips, prepared_folder
 from alm_jax.data.tasks.clips import LabelledClip, read_clips
 
@@ -45,7 +44,7 @@ def read_collection(source: str | Path, dataset: str, split: str) -> Collection:
         DataError: there is none of these, or no clip in the split.
     """
     place = within(source, dataset) or source
-    if _holds_rows(Path(place)):
+    if holds_rows(place):
         return Collection(rows=read_rows(place, need_output=False))
     every = read_clips(place)
     prepared = str(source) != "shipped" and prepared_folder(place) is not None
@@ -62,15 +61,3 @@ def within(source: str | Path, dataset: str) -> Path | None:
     """What a folder of several sets holds of this one."""
     names = (dataset, *(f"{dataset}{suffix}" for suffix in _SUFFIXES))
     return next((path for name in names if dataset and (path := Path(source).expanduser() / name).exists()), None)
-
-
-def _holds_rows(path: Path) -> bool:
-    """Whether a file's first object is a row, not a clip."""
-    if path.suffix not in (".json", ".jsonl") or not path.is_file():
-        return False
-    text = path.read_text(encoding="utf-8-sig").lstrip("[ \r\n\t")
-    try:
-        first, _ = json.JSONDecoder().raw_decode(text)
-    except ValueError:
-        return False
-    return isinstance(first, dict) and "instruction" in first

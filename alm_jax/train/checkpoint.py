@@ -30,7 +30,8 @@ from alm_jax.train.state import TrainState
 
 RUN_FORMAT = 1
 _METRIC = "validation_loss"
-_MADE = ("config.json", "metrics.jsonl", "stages", "tensorboard", "*tokenizer")  # in the folder of a run
+# In the folder of a run.
+_MADE = ("config.json", "metrics.jsonl", "stages", "tensorboard", "*tokenizer", "leaks-*.jsonl")
 
 Wanted = Mapping[str, jax.ShapeDtypeStruct]
 """`{path: shape, dtype and sharding}` of arrays to load."""

@@ -186,6 +186,9 @@ class Experiment:
         weights: pretrained sources. stages: in order.
         mesh: devices along each axis. precision: None chooses by the device.
         seed: of random weights and dropout; the order of data has its own (`data.seed`).
+        held_out: sets that are evaluated on, each `SOURCE[:SPLIT]` (`data.leaks.Clips`): rows about a clip that they
+            hold too are left out. None: what is published to test on of the sets that are prepared beside those trained
+            on; (): nothing.
     """
 
     name: str
@@ -200,6 +203,7 @@ class Experiment:
     mesh: MeshConfig = field(default_factory=MeshConfig)
     precision: Precision | None = None
     seed: int = 0
+    held_out: tuple[str, ...] | None = None
     loop: LoopConfig = field(default_factory=LoopConfig)
 
     def __post_init__(self):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -16,12 +16,14 @@ from jax.sharding import Mesh
 from alm_jax.convert import hub
 from alm_jax.core.cache import cache_dir
 from alm_jax.core.errors import ConfigError
+from alm_jax.core.files import write_text
 from alm_jax.core.sequence import Layout
+from alm_jax.data import leaks
 from alm_jax.data.captions import Captions
 from alm_jax.data.composed import Scenes
 from alm_jax.data.pipeline import DataPipeline, FrontEnd, make_pipeline
 from alm_jax.data.plan import DataSpec, Source
-from alm_jax.data.rows import Hears, read_rows
+from alm_jax.data.rows import Hears, RowSet, read_rows
 from alm_jax.data.tasks.source import Tasks
 from alm_jax.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from alm_jax.models.alm import AlmConfig
@@ -53,17 +55,52 @@ def located(spec: DataSpec, progress: Progress) -> DataSpec:
 def _located(source: Source | Scenes | Tasks, progress: Progress) -> Source:
     if isinstance(source, Source):
         return source
+    rows = source.write(cache_dir(), workers=os.cpu_count() or 1, progress=_counting("rows", progress))
+    return Source(str(rows), source.repeat)
+
+
+def _counting(what: str, progress: Progress) -> Callable[[int, int], None]:
+    """Shows (done, all)."""
     shown = None
 
     def show(done: int, total: int) -> None:
         nonlocal shown
         if total != shown:
-            progress.start("rows", total)
+            progress.start(what, total)
             shown = total
         progress.update(done)
 
-    rows = source.write(cache_dir(), workers=os.cpu_count() or 1, progress=show)
-    return Source(str(rows), source.repeat)
+    return show
+
+
+def guard(experiment: Experiment, stage: str, run: Path, progress: Progress) -> Callable[[RowSet], RowSet]:
+    """What leaves out a stage's rows about clips that are evaluated on (`Experiment.held_out`), and says so."""
+    found: list[leaks.Leak] = []
+    told = run / f"leaks-{stage}.jsonl"
+    held_out = None if experiment.held_out is None else list(map(leaks.Clips.of, experiment.held_out))
+
+    def leave_out(rows: RowSet) -> RowSet:
+        counting = _counting("clips compared", progress)
+        kept, new, held = leaks.leave_out(rows, held_out, workers=os.cpu_count() or 1, progress=counting)
+        if not held:
+            return rows
+        found.extend(new)
+        if jax.process_index() == 0:
+            write_text(told, leaks.report(found))
+        heard = "; ".join(
+            f"{name}: " + ", ".join(f"{count} by {how}" for how, count in by.items() if count)
+            for name, by in leaks.counts(new, held).items()
+            if any(by.values())
+        )
+        progress.say(
+            f"stage {stage}: {len(rows) - len(kept)} of {len(rows)} rows are left out, about clips that are held out "
+            f"to test on ({heard}); {told} lists them, held_out=() trains on them"
+            if new
+            else f"stage {stage}: none of {len(rows)} rows is about a clip of {', '.join(map(str, held))}"
+        )
+        return kept
+
+    return leave_out
 
 
 def pipeline(
@@ -75,8 +112,9 @@ def pipeline(
     mesh: Mesh,
     progress: Progress,
     hears: Hears = "audio",
+    choose: Callable[[RowSet], RowSet] = lambda rows: rows,
 ) -> DataPipeline:
-    """The pipeline of a spec for this process."""
+    """The pipeline of a spec, of the rows that are chosen, for this process."""
     index, count = data_process(mesh, spec.batch_size)
     return make_pipeline(
         located(spec, progress),
@@ -88,6 +126,7 @@ def pipeline(
         hears=hears,
         aligner_tokenizer=tokenizers.aligner if layout.aligner_text_tokens else None,
         cache_dir=cache_dir() / "lengths",
+        choose=choose,
         process_index=index,
         process_count=count,
     )

@@ -28,6 +28,7 @@ def _read(files: Files, report: Report) -> Iterator[Item]:
                 audio=(*youtube(video, start), *(row["audiocap_id"] for row in rows)),
                 captions=tuple(row["caption"] for row in rows),
                 source=f"youtube:{video}",
+                span=(start, start + 10),
             )
 
 
@@ -45,6 +46,7 @@ AUDIOCAPS = DataSet(
         Expected("*.{audio}", "cuts of the videos, named by youtube_id or audiocap_id"),
     ),
     read=_read,
+    tests=("test",),
     shares=("audioset",),
     bad_share=0.35,
     owns_folder=False,

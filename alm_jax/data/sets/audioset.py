@@ -49,6 +49,7 @@ def _read_weak(files: Files, report: Report, splits: Iterable[str] = tuple(_WEAK
                     audio=youtube(row["YTID"], start, end),
                     labels=labels,
                     source=f"youtube:{row['YTID']}",
+                    span=(start, end),
                 )
 
 
@@ -88,14 +89,16 @@ def _read_strong(files: Files, report: Report) -> Iterator[Item]:
             clips.setdefault(row["segment_id"], []).append(ClipEvent(labels[0], *span))
         for segment, events in clips.items():
             video, _, start = segment.rpartition("_")
+            begin = int(start) / 1000 if start.isdigit() else None
             events = tuple(sorted(events, key=lambda event: (event.onset, event.label)))
             yield Item(
                 id=segment,
                 split=split,
-                audio=youtube(video, int(start) / 1000) if start.isdigit() else (segment,),
+                audio=(segment,) if begin is None else youtube(video, begin),
                 labels=tuple(dict.fromkeys(event.label for event in events)),
                 events=events,
                 source=f"youtube:{video}",
+                span=None if begin is None else (begin, begin + 10),
             )
 
 
@@ -122,6 +125,7 @@ AUDIOSET = DataSet(
     splits=tuple(_WEAK),
     expected=(_CLASSES, *(Expected(file, f"clips of {s}", group="tables") for s, file in _WEAK.items()), _SOUND),
     read=_read_weak,
+    tests=("eval",),
     shares=("audioset",),
     bad_share=0.35,
     owns_folder=False,
@@ -163,6 +167,7 @@ AUDIOSET_STRONG = DataSet(
         _SOUND,
     ),
     read=_read_strong,
+    tests=("eval",),
     shares=("audioset",),
     bad_share=0.35,
     owns_folder=False,

@@ -25,6 +25,7 @@ class Item:
         audio: names that its file may have, in order: the last parts of its path, its suffix left out or not.
         labels, captions, events, questions: as of `LabelledClip`.
         source: the recording that it is taken from, `youtube:ID` or `freesound:ID`; empty if nobody says.
+        span: which of its seconds, where somebody says.
         meta: what else the set says: choices, folds, ...
     """
 
@@ -36,6 +37,7 @@ class Item:
     events: tuple[ClipEvent, ...] = ()
     questions: tuple[tuple[str, str], ...] = ()
     source: str = ""
+    span: tuple[float, float] | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     def told(self) -> dict[str, Any]:
@@ -48,6 +50,7 @@ class Item:
             "events": [[event.label, event.onset, event.offset] for event in self.events],
             "questions": [list(pair) for pair in self.questions],
             "source": self.source,
+            "span": self.span and list(self.span),
             "meta": dict(self.meta),
         }
         return {name: value for name, value in told.items() if value}
@@ -102,6 +105,7 @@ class DataSet:
         splits: the official ones.
         expected: the files that are needed.
         read: its clips, from a folder's files; what cannot be read is reported.
+        tests: those that are published to test on; all where papers test on all (folds, sets without a part to train).
         shares: collections that other sets take clips from too.
         labels: the ontology, where it is fixed; clips keep no other label.
         bad_share: share of problems that is usual, as where videos are no longer to be had.
@@ -119,6 +123,7 @@ class DataSet:
     splits: tuple[str, ...]
     expected: tuple[Expected, ...]
     read: Callable[[Files, Report], Iterator[Item]]
+    tests: tuple[str, ...] = ()
     shares: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     bad_share: float = 0.01

@@ -83,6 +83,7 @@ CLOTHO = DataSet(
         ),
     ),
     read=_read_captions,
+    tests=("test",),
     shares=("freesound",),
     note="splits are the published development, validation and evaluation",
 )
@@ -101,6 +102,7 @@ CLOTHO_AQA = DataSet(
         Expected("*.wav", "the clips"),
     ),
     read=_read_questions,
+    tests=("test",),
     shares=("freesound", "clotho"),
     owns_folder=False,
     note="meta holds all answers to a question, and the one that two of three gave",

@@ -28,14 +28,24 @@ def _read_task4(files: Files, report: Report) -> Iterator[Item]:
             labels.setdefault(row["file"], []).append(row["label"])
         for file, named in labels.items():
             stem = file.removesuffix(".wav")
+            video, *times = stem.rsplit("_", 2)
             yield Item(
                 id=stem,
                 split=split,
                 audio=(f"Y{stem}", stem),
                 labels=tuple(dict.fromkeys(named)),
                 events=tuple(sorted(events.get(file, ()), key=lambda event: (event.onset, event.label))),
-                source=f"youtube:{stem.rsplit('_', 2)[0]}",
+                source=f"youtube:{video}",
+                span=_span(times),
             )
+
+
+def _span(times: list[str]) -> tuple[float, float] | None:
+    try:
+        start, end = map(float, times)
+    except ValueError:
+        return None
+    return start, end
 
 
 def _read_scenes(files: Files, report: Report) -> Iterator[Item]:
@@ -70,6 +80,7 @@ DCASE2017 = DataSet(
         Expected("Y*.{audio}", "the clips, as YID_30.000_40.000.wav"),
     ),
     read=_read_task4,
+    tests=("test", "eval"),
     shares=("audioset",),
     bad_share=0.05,
     note="the events of `test` and `eval` come from groundtruth_strong_label_*.csv where they are there",
@@ -93,4 +104,5 @@ TUT2017 = DataSet(
         Expected("audio/*.{audio}", "the clips"),
     ),
     read=_read_scenes,
+    tests=("eval",),
 )

@@ -9,6 +9,8 @@ from alm_jax.data.sets.files import Files
 from alm_jax.data.sets.names import words
 from alm_jax.data.sets.tables import read_csv
 
+_FOLDS = ("fold1", "fold2", "fold3", "fold4", "fold5")
+
 
 def _read(files: Files, report: Report) -> Iterator[Item]:
     columns = ("filename", "fold", "category", "src_file")
@@ -30,9 +32,10 @@ ESC50 = DataSet(
     clips=2000,
     hours=2.8,
     gigabytes=0.6,
-    splits=("fold1", "fold2", "fold3", "fold4", "fold5"),
+    splits=_FOLDS,
     expected=(Expected("meta/esc50.csv", "the table of clips"), Expected("audio/*.{audio}", "the clips")),
     read=_read,
+    tests=_FOLDS,
     shares=("freesound",),
     note="LTU is tested on all five folds",
 )

@@ -53,5 +53,6 @@ FSD50K = DataSet(
         Expected("FSD50K.eval_audio/*.{audio}", "their sound", group="clips"),
     ),
     read=_read,
+    tests=("test",),
     shares=("freesound",),
 )

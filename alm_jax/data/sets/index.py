@@ -16,6 +16,8 @@ from alm_jax.core.files import write_text
 
 CLIPS = "clips"
 """Folder of a prepared set: an index of the clips in each shard, without their audio."""
+PRINTS = "fingerprints"
+"""Folder of a prepared set: the fingerprints of the clips in each shard."""
 
 
 def prepared_folder(source: str | Path) -> str | None:
@@ -68,6 +70,24 @@ def prepared_clips(source: str | Path, split: str = "all") -> Iterator[tuple[Pat
                     yield record_path(shard, number, told["id"]), told
 
 
+def shard_stem(shard: str | Path) -> str:
+    """What files beside a shard are named: `fold1-00000-of-00003`."""
+    return Path(shard).name.partition("-")[2].replace(".array_record", "", 1)
+
+
+def beside_shard(shard: str | Path) -> tuple[Path, Path]:
+    """The index of a shard's clips, and their fingerprints, fetched if the set lies at a URL.
+
+    Raises:
+        AudioError: it cannot be fetched.
+    """
+    folder, name = Path(shard).parent, shard_stem(shard)
+    paths = folder / CLIPS / f"{name}.jsonl", folder / PRINTS / f"{name}.npz"
+    for path in paths:
+        fetch(path)
+    return paths
+
+
 def _mirrored(url: str) -> Path:
     """A folder of the cache that stands for one at a URL: its small files, and where the shards are to be had."""
     import fsspec
@@ -75,7 +95,8 @@ def _mirrored(url: str) -> Path:
     fs, path = fsspec.url_to_fs(url)
     stamp = [(Path(each["name"]).name, each["size"]) for each in sorted(fs.ls(path, detail=True), key=str)]
     folder = cache_dir() / "sets" / hashlib.sha256(repr((url, stamp)).encode()).hexdigest()[:16]
-    (folder / CLIPS).mkdir(parents=True, exist_ok=True)
+    for held in (CLIPS, PRINTS):
+        (folder / held).mkdir(parents=True, exist_ok=True)
     write_text(folder / FETCHED_FROM, url)
     for each in (f"{path}/dataset_info.json", *fs.glob(f"{path}/{CLIPS}/*.jsonl")):
         fetch(folder / str(each)[len(path) :].lstrip("/"))

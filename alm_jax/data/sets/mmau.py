@@ -73,6 +73,7 @@ MMAU = DataSet(
         Expected("*.{audio}", "the clips"),
     ),
     read=_read_mmau,
+    tests=tuple(_MMAU),
     owns_folder=False,
     note="answers to `test` are not published; meta holds the choices",
 )
@@ -91,5 +92,6 @@ AIR_BENCH = DataSet(
         Expected("*.{audio}", "the clips"),
     ),
     read=_read_air,
+    tests=tuple(_AIR),
     note="meta holds choices, task and what is known of a clip; Audio_Grounding's clips are flac under names in wav",
 )

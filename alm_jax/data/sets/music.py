@@ -50,6 +50,7 @@ def _read_musiccaps(files: Files, report: Report) -> Iterator[Item]:
                 audio=youtube(row["ytid"], start, end),
                 captions=(row["caption"],),
                 source=f"youtube:{row['ytid']}",
+                span=(start, end),
                 meta={"aspects": row["aspect_list"]} if row.get("aspect_list") else {},
             )
 
@@ -132,6 +133,7 @@ GTZAN = DataSet(
     splits=("train",),
     expected=(Expected("blues/*.{audio}", "the clips, a folder a genre"),),
     read=_read_gtzan,
+    tests=("train",),
     note="no official splits; jazz.00054 is damaged as published",
 )
 BEIJING_OPERA = DataSet(
@@ -145,6 +147,7 @@ BEIJING_OPERA = DataSet(
     splits=("test",),
     expected=(Expected("*.{audio}", "the strokes, named after bangu, naobo, daluo or xiaoluo"),),
     read=_read_opera,
+    tests=("test",),
     note="labels in English, as LTU has them",
 )
 MUSICCAPS = DataSet(
@@ -161,6 +164,7 @@ MUSICCAPS = DataSet(
         Expected("*.{audio}", "cuts of the videos, named by YouTube id (and start)"),
     ),
     read=_read_musiccaps,
+    tests=("eval",),
     shares=("audioset",),
     bad_share=0.35,
     owns_folder=False,
@@ -176,6 +180,7 @@ SONG_DESCRIBER = DataSet(
     splits=("test",),
     expected=(Expected("song_describer.csv", "the captions"), Expected("*.mp3", "the songs")),
     read=_read_song_describer,
+    tests=("test",),
     shares=("jamendo",),
     note="meta holds the captions of the valid subset",
 )
@@ -193,6 +198,7 @@ MUSICQA = DataSet(
         Expected("audios/*.{audio}", "the clips"),
     ),
     read=_read_musicqa,
+    tests=("test",),
     shares=("audioset", "jamendo"),
 )
 MACS = DataSet(
@@ -209,6 +215,7 @@ MACS = DataSet(
         Expected("*.{audio}", "TAU Urban Acoustic Scenes 2019 development, https://zenodo.org/records/2589280"),
     ),
     read=_read_macs,
+    tests=("train",),
     shares=("tau2019",),
     owns_folder=False,
 )

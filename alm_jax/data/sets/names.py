@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
+_NUMBER = r"\d+(?:\.\d+)?"
+_CUT = re.compile(rf"\[?([\w-]{{11}})\]?(?:[_-]\[?({_NUMBER})(?:[_-]({_NUMBER}))?\]?)?", re.ASCII)
+
 
 def words(label: str) -> str:
     """A label as published sets write it, in words: `dog_bark` reads `dog bark`."""
@@ -27,3 +32,16 @@ def youtube(video: str, start: float, end: float | None = None) -> tuple[str, ..
         f"Y{video}_{start:.0f}_{end:.0f}",
     )
     return (video, *spans)
+
+
+def recordings(name: str, about: str = "") -> tuple[str, ...]:
+    """What a clip may be taken from, as `Item.source` says it, by the name of its file: `youtube:ID` where it is built
+    as those that `youtube` gives, `freesound:ID` for a number.
+
+    Args:
+        about: where the file stands, and what else is said of it; numbers are Freesound's only where it is named.
+    """
+    found = [f"youtube:{cut[1]}" for each in (name, name.removeprefix("Y")) if (cut := _CUT.fullmatch(each))]
+    if name.isdecimal() and re.search("freesound|fsd", about, re.IGNORECASE):
+        found.append(f"freesound:{name}")
+    return tuple(dict.fromkeys(found))

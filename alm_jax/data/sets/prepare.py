@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Sequence
+from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from alm_jax.data.sets.base import DataSet, Report
 from alm_jax.data.sets.builder import VERSION, write_metadata
 from alm_jax.data.sets.files import Files
 from alm_jax.data.sets.shards import SHARD_CLIPS, STATE, Shard, Written, finished, leftovers, make_plan, write_shard
-from alm_jax.data.workers import start_worker
+from alm_jax.data.workers import each
 
 REPORT = "report.jsonl"
 Progress = Callable[[int, int], None]
@@ -120,28 +119,11 @@ def _write(
     before = {shard: finished(shard) for shard in shards}
     total, done, written = sum(len(shard.lines) for shard in shards), 0, {}
     progress(0, total)
-    for shard, result in _each(shards, workers):
+    for shard, result in each(write_shard, shards, workers):
         written[shard] = result
         done += len(shard.lines)
         progress(done, total)
     return before, written
-
-
-def _each(shards: list[Shard], workers: int) -> Iterator[tuple[Shard, Written]]:
-    if workers == 1 or len(shards) < 2:
-        for shard in shards:
-            yield shard, write_shard(shard)
-        return
-    # A fork of a process that runs JAX may hang, so fresh processes are started.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker) as pool:
-        running = {pool.submit(write_shard, shard): shard for shard in shards}
-        try:
-            for future in as_completed(running):
-                yield running[future], future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)  # those in the works are finished
-            raise
 
 
 def _under_beam(shards: list[Shard], runner: str, options: Sequence[str]) -> None:

@@ -15,16 +15,18 @@ from typing import Any
 
 import numpy as np
 
+from alm_jax.audio.fingerprint import FORMAT, fingerprint
 from alm_jax.audio.io import load_audio
 from alm_jax.audio.records import WRITER_OPTIONS, encode_example
 from alm_jax.core.errors import AudioError
 from alm_jax.core.files import write_text
+from alm_jax.data.prints import write_prints
 from alm_jax.data.sets.base import DataSet, Item, Report
 from alm_jax.data.sets.files import Files, opened, outside
-from alm_jax.data.sets.index import CLIPS
+from alm_jax.data.sets.index import CLIPS, PRINTS
 
 SHARD_CLIPS = 512  # on average; 10 s of 16 bits at 32 kHz make 330 MB
-_FORMAT = 1
+_FORMAT = 2
 STATE = ".prepare"
 """Folder of a prepared set: what is known of finished shards."""
 
@@ -59,6 +61,11 @@ class Shard:
     def clips(self) -> Path:
         """The index of its clips: a JSON line each, in the records' order."""
         return self.out / CLIPS / f"{self.split}-{self.index:05d}-of-{self.count:05d}.jsonl"
+
+    @property
+    def prints(self) -> Path:
+        """The fingerprints of its clips, in the records' order."""
+        return self.out / PRINTS / f"{self.split}-{self.index:05d}-of-{self.count:05d}.npz"
 
     @property
     def state(self) -> Path:
@@ -154,14 +161,14 @@ def write_shard(shard: Shard) -> Written:
         for start in shard.lines:
             plan.seek(start)
             lines.append(plan.readline())
-    key = hashlib.sha256(repr((_FORMAT, shard.max_seconds)).encode() + b"".join(lines)).hexdigest()
+    key = hashlib.sha256(repr((_FORMAT, FORMAT, shard.max_seconds)).encode() + b"".join(lines)).hexdigest()
     written = finished(shard)
     if written is not None and written.key == key:
         return written
 
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    index, problems = [], []
+    index, prints, problems = [], [], []
     partial = shard.path.with_name(f".{shard.path.name}.{os.getpid()}")
     shard.clips.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -175,12 +182,14 @@ def write_shard(shard: Shard) -> Written:
                 problems.append((kind, clip["audio"], str(error)))
                 continue
             writer.write(encode_example(_fields(clip, samples, rate)))
+            prints.append(fingerprint(samples.astype(np.float32) / 32768.0, rate))
             told = {name: value for name, value in clip.items() if name not in ("audio", "stamp")}
             index.append(told | {"seconds": round(len(samples) / rate, 4)})
         writer.close()
         os.replace(partial, shard.path)
     finally:
         partial.unlink(missing_ok=True)
+    write_prints(shard.prints, prints)
     write_text(shard.clips, "".join(json.dumps(told, ensure_ascii=False) + "\n" for told in index))
     written = Written(key, len(index), shard.path.stat().st_size, tuple(problems))
     write_text(shard.state, json.dumps(written.__dict__, ensure_ascii=False))
@@ -192,7 +201,7 @@ def finished(shard: Shard) -> Written | None:
     try:
         told = json.loads(shard.state.read_text(encoding="utf-8"))
         written = Written(told["key"], told["clips"], told["size"], tuple(map(tuple, told["problems"])))
-        there = shard.clips.is_file() and shard.path.stat().st_size == written.size
+        there = shard.clips.is_file() and shard.prints.is_file() and shard.path.stat().st_size == written.size
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return written if there else None
@@ -200,8 +209,9 @@ def finished(shard: Shard) -> Written | None:
 
 def leftovers(shards: list[Shard], out: Path) -> Iterator[Path]:
     """Files of an earlier preparation that are of no use: other numbers of shards, and what a killed process left."""
-    wanted = {path for shard in shards for path in (shard.path, shard.clips, shard.state)}
-    for pattern in ("*.array_record-*", f"{CLIPS}/*.jsonl", f"{STATE}/*-of-*.json", f"{STATE}/.plan-*"):
+    wanted = {path for shard in shards for path in (shard.path, shard.clips, shard.prints, shard.state)}
+    beside = (f"{CLIPS}/*.jsonl", f"{PRINTS}/*.npz", f"{STATE}/*-of-*.json", f"{STATE}/.plan-*")
+    for pattern in ("*.array_record-*", *beside):
         yield from (path for path in sorted(out.glob(pattern)) if path not in wanted)
     yield from sorted(out.glob(".*.array_record-*"))
 

@@ -9,6 +9,8 @@ from alm_jax.data.sets.files import Files
 from alm_jax.data.sets.names import words
 from alm_jax.data.sets.tables import read_csv
 
+_FOLDS = tuple(f"fold{fold}" for fold in range(1, 11))
+
 
 def _read(files: Files, report: Report) -> Iterator[Item]:
     columns = ("slice_file_name", "fsID", "fold", "class")
@@ -31,11 +33,12 @@ URBANSOUND8K = DataSet(
     clips=8732,
     hours=8.8,
     gigabytes=6.0,
-    splits=tuple(f"fold{fold}" for fold in range(1, 11)),
+    splits=_FOLDS,
     expected=(
         Expected("metadata/UrbanSound8K.csv", "the table of clips"),
         Expected("audio/fold*/*.{audio}", "the clips"),
     ),
     read=_read,
+    tests=_FOLDS,
     shares=("freesound",),
 )

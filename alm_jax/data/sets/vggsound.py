@@ -24,6 +24,7 @@ def _read_vggsound(files: Files, report: Report) -> Iterator[Item]:
                 audio=youtube(row["video"], start),
                 labels=(row["label"],),
                 source=f"youtube:{row['video']}",
+                span=(start, start + 10),
             )
 
 
@@ -44,12 +45,14 @@ def _read_avqa(files: Files, report: Report) -> Iterator[Item]:
             videos.setdefault(told[1], []).append(question | {k: v for k, v in kept.items() if v})
         for video, questions in videos.items():
             name, _, start = video.rpartition("_")
+            begin = int(start) if start.isdigit() else None
             yield Item(
                 id=video,
                 split=split,
-                audio=youtube(name, int(start)) if start.isdigit() else (video,),
+                audio=(video,) if begin is None else youtube(name, begin),
                 questions=tuple((each["question"], each["choices"][each["answer"]]) for each in questions),
                 source=f"youtube:{name}",
+                span=None if begin is None else (begin, begin + 10),
                 meta={"asked": questions},
             )
 
@@ -68,6 +71,7 @@ VGGSOUND = DataSet(
         Expected("*.{audio}", "cuts of the videos, as ID_000030.wav"),
     ),
     read=_read_vggsound,
+    tests=("test",),
     shares=("vggsound",),
     bad_share=0.35,
     owns_folder=False,
@@ -87,6 +91,7 @@ AVQA = DataSet(
         Expected("*.{audio}", "VGGSound's videos, or their sound"),
     ),
     read=_read_avqa,
+    tests=("val",),
     shares=("vggsound",),
     bad_share=0.35,
     owns_folder=False,

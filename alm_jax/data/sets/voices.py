@@ -97,6 +97,7 @@ VOCALSOUND = DataSet(
         Expected("*.{audio}", "the clips, as f0003_0_cough.wav"),
     ),
     read=_read_vocalsound,
+    tests=("test",),
 )
 CREMA_D = DataSet(
     name="crema_d",
@@ -109,6 +110,7 @@ CREMA_D = DataSet(
     splits=("train",),
     expected=(Expected("AudioWAV/*.{audio}", "the clips, as 1001_DFA_ANG_XX.wav"),),
     read=_read_crema,
+    tests=("train",),
     note="no official splits; meta holds the speaker",
 )
 RAVDESS = DataSet(
@@ -122,6 +124,7 @@ RAVDESS = DataSet(
     splits=("speech", "song"),
     expected=(Expected("Actor_*/*.{audio}", "the clips, as 03-01-05-01-01-01-12.wav"),),
     read=_read_ravdess,
+    tests=("speech", "song"),
     note="no official splits; meta holds the speaker",
 )
 SESA = DataSet(
@@ -135,4 +138,5 @@ SESA = DataSet(
     splits=("train", "test"),
     expected=(Expected("train/*.{audio}", "the clips"), Expected("test/*.{audio}", "the clips")),
     read=_read_sesa,
+    tests=("test",),
 )

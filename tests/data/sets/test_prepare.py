@@ -92,7 +92,7 @@ def test_cuts_of_clips_in_shards(prepared):
 def test_the_same_bytes_however_it_is_run(prepared, tmp_path, monkeypatch):
     source, _, _, done = prepared
     whole = digests(done.folder)
-    assert {name.split("/")[0] for name in whole if "/" in name} == {"clips", ".prepare"}
+    assert {name.split("/")[0] for name in whole if "/" in name} == {"clips", "fingerprints", ".prepare"}
     two = prepare(ESC50, source, tmp_path / "two", shard_clips=2, workers=2)
     assert digests(two.folder) == whole and two.clips == done.clips
 
@@ -361,7 +361,7 @@ def test_the_command(prepared, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["show"], "alm data show: expected list, info or prepare"),
+        (["show"], "alm data show: expected list, info, prepare or check"),
         (["info"], "which set? `alm data list` lists them"),
         (["info", "esc"], "no data set 'esc'"),
         (["prepare", "esc50"], "needs --src DIR (its files) and --out DIR"),
