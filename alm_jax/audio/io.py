@@ -19,6 +19,7 @@ import soundfile
 from alm_jax.audio.records import record_audio, record_place
 from alm_jax.audio.resample import filter_reach, resample
 from alm_jax.core.errors import AudioError
+from alm_jax.core.files import partial_path
 
 BLOCK = 1 << 16  # samples a channel decoded at once
 DAMAGED = "the file is damaged or not audio: copy or download it again, or convert it to wav or flac"
@@ -104,7 +105,7 @@ def write_audio(path: str | os.PathLike, samples: np.ndarray, rate: int) -> None
         soundfile.write(encoded, pcm, rate, format=kind, subtype="PCM_16")
     except (soundfile.LibsndfileError, TypeError, ValueError) as error:
         raise AudioError(f"{path}: cannot encode samples {samples.shape} at {rate} Hz as {kind}: {error}") from error
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = partial_path(path)
     try:
         partial.write_bytes(encoded.getbuffer())
         partial.replace(path)

@@ -18,6 +18,7 @@ from alm_jax.convert.names import PLAIN, Style, modules_with_lora
 from alm_jax.convert.rules import Rule, Table
 from alm_jax.convert.stream import Stored
 from alm_jax.core.errors import CheckpointError
+from alm_jax.core.files import partial_path
 
 SHARD_BYTES = 5_000_000_000
 
@@ -151,11 +152,11 @@ def save_safetensors(
         one, count = f"{stem}.safetensors", len(shards)
         names = [f"{stem}-{n:05}-of-{count:05}.safetensors" for n in range(1, count + 1)] if count > 1 else [one]
         for name, shard in zip(names, shards):
-            files[name] = _partial(folder, name)
+            files[name] = partial_path(folder / name)
             write_safetensors(files[name], shard, {"format": "pt", **(metadata or {})})
         if count > 1:
             index = f"{one}.index.json"
-            files[index] = _partial(folder, index)
+            files[index] = partial_path(folder / index)
             files[index].write_text(_index(dict(zip(names, shards))), encoding="utf-8")
         _publish(folder, files)
     except OSError as error:
@@ -164,10 +165,6 @@ def save_safetensors(
         for partial in files.values():
             partial.unlink(missing_ok=True)
     return folder / next(reversed(files))
-
-
-def _partial(folder: Path, name: str) -> Path:
-    return folder / f".{name}.{os.getpid()}.partial"
 
 
 def _shards(tensors: Sequence[Tensor], shard_bytes: int) -> list[list[Tensor]]:

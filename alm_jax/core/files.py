@@ -11,7 +11,12 @@ from pathlib import Path
 
 from alm_jax.core.errors import CheckpointError
 
-_PARTIAL = re.compile(r"\.(?:(\d+)\..+|.+\.(\d+))$")
+_PARTIAL = re.compile(r"\..+\.(\d+)\.partial")
+
+
+def partial_path(path: Path) -> Path:
+    """Where this process writes what is to stand at `path`, beside it: `.NAME.PID.partial`."""
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -20,7 +25,7 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         OSError: it cannot be written; the old file is as it was.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = partial_path(path)
     try:
         partial.write_text(text, encoding="utf-8")
         os.replace(partial, path)
@@ -29,9 +34,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def remove_partials(folder: Path) -> None:
-    """Remove what killed processes left half written in a folder: `.NAME.PID` and `.PID.NAME` of no living process."""
+    """Remove the `partial_path`s in a folder that no living process of this machine writes."""
     for path in folder.glob(".*"):
-        if (match := _PARTIAL.match(path.name)) and not _lives(int(match[1] or match[2])):
+        if (match := _PARTIAL.fullmatch(path.name)) and not _lives(int(match[1])):
             path.unlink(missing_ok=True)
 
 
@@ -55,7 +60,7 @@ def new_folder(target: Path) -> Iterator[Path]:
         CheckpointError: `target` holds something already, or cannot be written.
     """
     target = target.expanduser().resolve()
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    partial = partial_path(target)
     try:
         if target.exists() and not target.is_dir():
             raise CheckpointError(f"{target} is a file: give a new or empty folder")

@@ -16,6 +16,7 @@ import numpy as np
 
 from alm_jax.audio.records import record_audio, record_place
 from alm_jax.core.errors import DataError
+from alm_jax.core.files import partial_path
 
 _FORMAT = 1
 
@@ -69,7 +70,7 @@ class FeatureWriter:
     def __init__(self, path: str | Path, shape: Sequence[int], dtype: str):
         self.path = Path(path)
         self.shape, self.dtype = tuple(shape), np.dtype(dtype)
-        self._temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
+        self._temporary = partial_path(self.path)
         self._records: dict[str, tuple[int, int]] = {}
         self._clips: dict[str, str] = {}
 

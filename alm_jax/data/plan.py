@@ -21,6 +21,7 @@ import numpy as np
 
 from alm_jax.audio.segments import Segments
 from alm_jax.core.errors import ConfigError, DataError
+from alm_jax.core.files import partial_path
 from alm_jax.core.sequence import Layout
 from alm_jax.data.composed import Scenes
 from alm_jax.data.layout import row_lengths
@@ -374,7 +375,7 @@ def measure(
             logged = time.monotonic()
     if cache is not None:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        temporary = cache.with_name(f"{cache.name}.{os.getpid()}.tmp")
+        temporary = partial_path(cache)
         with temporary.open("wb") as f:
             np.save(f, np.stack(sizes))
         os.replace(temporary, cache)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from alm_jax.core.errors import AlmError, AudioError, DataError, UsageError
-from alm_jax.core.files import write_text
+from alm_jax.core.files import partial_path, write_text
 from alm_jax.data.rows import AudioRow, RowSet
 from alm_jax.infer.clap import LoadedClap
 from alm_jax.infer.clips import Clip, check_segments
@@ -170,7 +170,7 @@ def _replace_lines(out: Path, lines: Mapping[int, bytes]) -> None:
     """Put other lines in the place of some of a file's; the file is the old one or the new one, nothing between."""
     if not lines:
         return
-    partial = out.with_name(f".{out.name}.{os.getpid()}")
+    partial = partial_path(out)
     try:
         with out.open("rb") as old, partial.open("wb") as new:
             new.writelines(lines.get(i, line) for i, line in enumerate(old))

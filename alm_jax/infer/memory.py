@@ -16,6 +16,7 @@ import numpy as np
 from alm_jax.convert.formats import open_tensors
 from alm_jax.convert.formats.safetensors import Safetensors, Tensor, write_safetensors
 from alm_jax.core.errors import CheckpointError, DataError, UsageError
+from alm_jax.core.files import partial_path
 from alm_jax.data.rows import RowSet
 from alm_jax.models.santa import Memory, SantaConfig, build_memory, noise_variance
 
@@ -63,7 +64,7 @@ class Bank:
         told = {"format": FORMAT, "texts": self.texts, "count": str(self.count), "seed": str(self.seed)}
         told |= {f"clap_{tower}": digest for tower, digest in self.clap.items()}
         tensor = Tensor("bank", self.embeddings.shape, self.embeddings.dtype, lambda: iter([self.embeddings]))
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        partial = partial_path(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_safetensors(partial, [tensor], told)

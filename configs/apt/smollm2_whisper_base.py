@@ -84,7 +84,7 @@ def language(name: str, steps: int, *groups: tuple[str, ...]) -> Stage:
         name,
         rows(8, *groups),
         ADAPTED,
-        # LoRA begins at zero and has far to go in few steps; the aligner has learnt already, and at such rates forgets it.
+        # LoRA begins at zero and has far to go in few steps; at such rates the aligner forgets what it has learnt.
         OptimConfig(2e-3, "cosine", 5, lr_scale={"aligner.*": 0.01}),
         steps=steps,
         features="cached",

@@ -45,8 +45,8 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     write_text(tmp_path / "a.json", "{}")
-    stay = ["a.json", f".a.json.{os.getpid()}", ".hidden", ".a.json.old"]
-    for name in (*stay[1:], f".a.json.{dead.pid}", f".{dead.pid}.clip.flac"):
+    stay = ["a.json", f".a.json.{os.getpid()}.partial", ".hidden", ".a.json.old", f".python-3.{dead.pid}"]
+    for name in (*stay[1:], f".a.json.{dead.pid}.partial", f".clip.flac.{dead.pid}.partial"):
         (tmp_path / name).write_text("{")
     remove_partials(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(stay)

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from alm_jax.core.errors import ConfigError, DataError
+from alm_jax.core.files import partial_path
 from alm_jax.data.endpoint import Asker
 from alm_jax.data.rows import AudioRow
 from alm_jax.data.tasks import ltu, single
@@ -154,11 +155,11 @@ def write_rows(path: str | Path, rows: Iterable[AudioRow]) -> dict[str, int]:
         DataError: the file cannot be written. Whatever making the rows raises.
     """
     path, counts = Path(path), Counter()
-    partial_path = path.with_name(f".{path.name}.{os.getpid()}")
+    written = partial_path(path)
     locate = partial(_located, path.parent.resolve())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial_path.open("w", encoding="utf-8") as file:
+        with written.open("w", encoding="utf-8") as file:
             for row in rows:
                 clips = [locate(clip) for clip in row.clips]
                 told = {
@@ -173,11 +174,11 @@ def write_rows(path: str | Path, rows: Iterable[AudioRow]) -> dict[str, int]:
                 }
                 file.write(json.dumps(told, ensure_ascii=False) + "\n")
                 counts[row.task] += 1
-        os.replace(partial_path, path)
+        os.replace(written, path)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error})") from None
     finally:
-        partial_path.unlink(missing_ok=True)
+        written.unlink(missing_ok=True)
     return dict(counts)
 
 
