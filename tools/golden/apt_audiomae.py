@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,40 +52,52 @@ class _Results:
 
     def __init__(self, model: AudioMae, io: dict[str, np.ndarray]):
         self.model, self.io = model, io
-        self.frames = io["fbank"][:, 0].astype(np.float32)
+
+    @cached_property
+    def heard(self) -> dict[str, jax.Array]:
+        return _heard(self.model, self.io["fbank"][:, 0].astype(np.float32))
 
     def patches(self):
-        return self.model.embed(self.frames)[:, : self.io["patch_embed"].shape[1]]
+        return self.heard["patches"][:, : self.io["patch_embed"].shape[1]]
 
     def block(self, index: str):
         """The class token stands first."""
-        taps = (int(index) + 1,)
-        streams = jax.jit(lambda model, x: model.streams(x, taps)[1][0])(self.model, self.frames)
-        return streams[:, : self.io[f"block{index}_out"].shape[1]]
+        return self.heard["streams"][int(index)][:, : self.io[f"block{index}_out"].shape[1]]
 
-    def features(self):
-        return jax.jit(lambda model, x: model(x).values[0])(self.model, self.frames)
-
-    def pooled(self):
-        return jax.jit(lambda model, x: model.pooled(x))(self.model, self.frames)
-
-    def logits(self):
-        return jax.jit(lambda model, x: model.classify(x))(self.model, self.frames)
+    @cached_property
+    def long_features(self) -> jax.Array:
+        """Official order: the first segment of all clips, then the second."""
+        return _segments(self.model, self.io["long_fbank"][:, 0].astype(np.float32))
 
     def long(self, start: str = "0", stop: str | None = None):
-        """Official order: the first segment of all clips, then the second."""
-        clips = self.model.segments(self.io["long_fbank"][:, 0].astype(np.float32))
-        windows = clips.swapaxes(0, 1).reshape(-1, *clips.shape[2:])
-        features = jax.jit(lambda model, x: model(x).values[0])(self.model, windows)
-        return features[:, int(start) : stop and int(stop)]
+        return self.long_features[:, int(start) : stop and int(stop)]
+
+
+@jax.jit
+def _heard(model: AudioMae, x: jax.Array) -> dict[str, jax.Array]:
+    """What a clip's frames [B, frames, mels] become, in one program."""
+    return {
+        "patches": model.embed(x),
+        "streams": model.streams(x, tuple(range(1, model.config.depth + 1)))[1],
+        "features": model(x).values[0],
+        "pooled": model.pooled(x),
+        "logits": model.classify(x),
+    }
+
+
+@jax.jit
+def _segments(model: AudioMae, x: jax.Array) -> jax.Array:
+    """Frames of long clips [B, n, mels] -> features of their segments [S * B, patches, dim]."""
+    clips = model.segments(x)
+    return model(clips.swapaxes(0, 1).reshape(-1, *clips.shape[2:])).values[0]
 
 
 _COMPUTED: list[Computed] = [
     (r"patch_embed", _Results.patches, TOLERANCE),
     (r"block(\d+)_out", _Results.block, TOLERANCE),
-    (r"patch_embedding", _Results.features, TOLERANCE),
-    (r"fc_norm_out", _Results.pooled, TOLERANCE),
-    (r"class_embedding", _Results.logits, TOLERANCE),
+    (r"patch_embedding", lambda r: r.heard["features"], TOLERANCE),
+    (r"fc_norm_out", lambda r: r.heard["pooled"], TOLERANCE),
+    (r"class_embedding", lambda r: r.heard["logits"], TOLERANCE),
     (r"long_patch_embedding", _Results.long, TOLERANCE),
     (r"long_patch_embedding_f32_seg_tok(\d+)_(\d+)", _Results.long, TOLERANCE),
 ]

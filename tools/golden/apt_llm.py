@@ -17,12 +17,12 @@ from alm_jax.data.layout import lay_out, lay_out_prompt
 from alm_jax.data.tokenizer import load_tokenizer
 from alm_jax.infer.generate import generate
 from alm_jax.infer.sampling import Sampling
-from alm_jax.models.aligners.qformer import QFormer
+from alm_jax.models.alm import AudioLanguageModel
 from alm_jax.models.apt import LAYOUT
 from alm_jax.models.decoders.decoder import Decoder
 from alm_jax.models.features import AlignerText
 from golden.apt_fixture import Fixture, read
-from golden.ltu_model import IGNORED_LABEL, mean_loss
+from golden.ltu_model import IGNORED_LABEL, logits, mean_loss
 from golden.report import TOLERANCE, Computed, Report
 
 
@@ -52,7 +52,7 @@ class _Results:
         )
         self.words = load_tokenizer(Path(f"{prefix}_tokenizer.model"))
         self.aligner_words = load_tokenizer(Path(f"{prefix}_vocab.txt"))
-        self.batch, self.answered = cache(self._batch), cache(self._answered)
+        self.batch, self.queries = cache(self._batch), cache(self._queries)
 
     def texts(self, kind: str) -> list[list[str]]:
         """The prompts of every row: as many as it has clips."""
@@ -114,7 +114,7 @@ class _Results:
             return self.aligner_ids(kind, clip)
         return self.answer_ids(kind) if what == "out" else self.prompt_ids(kind, clip)
 
-    def queries(self, kind: str, clip: str):
+    def _queries(self, kind: str, clip: str):
         """What the queries drew out of one clip of each row."""
         frames = self.clips(kind)[:, int(clip or 0)]
         return query_outputs(self.model, frames, self.aligner_ids(kind, clip))
@@ -123,7 +123,7 @@ class _Results:
         return self.model.aligner.proj(self.queries(kind, clip))
 
     def embeddings(self, kind: str):
-        return jax.jit(lambda model, batch: model.embed(batch))(self.model, self.batch(kind))
+        return _embed(self.model, self.batch(kind))
 
     def labels(self, kind: str):
         batch = self.batch(kind)
@@ -131,7 +131,7 @@ class _Results:
         return np.pad(learnt, ((0, 0), (1, 0)), constant_values=IGNORED_LABEL)
 
     def logits(self, kind: str):
-        return jax.jit(lambda model, batch: model.logits(model.hidden(batch)))(self.model, self.batch(kind))
+        return logits(self.model, self.batch(kind))
 
     def full(self, name: str) -> np.ndarray:
         """Which rows of a recorded prompt hold no padding."""
@@ -146,7 +146,7 @@ class _Results:
         if full.any():
             clips = self.clips(kind)[full]
             batch = collate([row for row, whole in zip(rows, full) if whole], ours.shape[1], slots=clips.shape[1])
-            ours[full] = self.model.embed(replace(batch, audio=clips))
+            ours[full] = _embed(self.model, replace(batch, audio=clips))
         return ours
 
     def prompt_mask(self, name: str):
@@ -162,7 +162,7 @@ class _Results:
             columns += [audio, *first, rest] if name == "generate" else [*first, audio, rest]
         return np.concatenate(columns, axis=1)
 
-    def _answered(self, name: str, how: str):
+    def answered(self, name: str, how: str):
         """Greedy, or by so many beams: from the recorded embeddings, padding inside them and all."""
         said = self.sizes["generations"]
         kw = said[f"{name}_{how}"].get("kw") or said[f"generate_new_{how}"]["kw"]
@@ -221,8 +221,15 @@ def query_outputs(model, frames: np.ndarray, texts: Sequence[Sequence[int]]) -> 
     """Frames [N, T, F] and a text for each -> the queries [N, Q, hidden] before they are projected."""
     ids = _padded(texts, 0)
     text = AlignerText(jnp.asarray(ids), jnp.asarray(_padded([[1] * len(t) for t in texts], 0)) == 1)
-    audio = jax.jit(lambda model, x: model.aligner.normalise(model.encode(x)))(model, frames)
-    return jax.jit(QFormer.outputs, static_argnames="mask")(model.aligner, audio, text)[0]
+    return _queries(model, frames, text)
+
+
+@jax.jit
+def _queries(model: AudioLanguageModel, frames: jax.Array, text: AlignerText) -> jax.Array:
+    return model.aligner.outputs(model.aligner.normalise(model.encode(frames)), text)[0]
+
+
+_embed = jax.jit(AudioLanguageModel.embed)
 
 
 class _LongAudio:
@@ -257,7 +264,7 @@ _COMPUTED: list[Computed] = [
     (_ROWS + r"_qformer_ids(\d*)", lambda r, kind, clip: _padded(r.aligner_ids(kind, clip), 0), None),
     (_ROWS + r"_(in|out)_ids(\d*)", _Results.ids, None),
     (_ROWS + r"_(qformer|in|out)_mask(\d*)", _Results.mask, None),
-    (_ROWS + r"_query_out(\d*)", _Results.queries, TOLERANCE),
+    (_ROWS + r"_query_out(\d*)", lambda r, kind, clip: r.queries(kind, clip), TOLERANCE),
     (_ROWS + r"_llm_proj(\d*)", _Results.projected, TOLERANCE),
     (_ROWS + r"_inputs_embeds", _Results.embeddings, TOLERANCE),
     (_ROWS + r"_attention_mask", lambda r, kind: r.batch(kind).kv_segment_ids, None),

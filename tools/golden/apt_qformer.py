@@ -11,6 +11,7 @@ import numpy as np
 
 from alm_jax.models import apt
 from alm_jax.models.aligners.qformer import Mask, QFormer
+from alm_jax.models.alm import AudioLanguageModel
 from alm_jax.models.features import AlignerText
 from golden.apt_fixture import Fixture, read
 from golden.report import TOLERANCE, Computed, Report
@@ -46,7 +47,7 @@ class _Results:
     @cached_property
     def features(self):
         frames = self.io["audio"][:, 0].astype(np.float32)
-        return jax.jit(lambda model, x: model.encode(x))(self.model, frames)
+        return jax.jit(AudioLanguageModel.encode)(self.model, frames)
 
     @cached_property
     def audio(self):
@@ -62,14 +63,14 @@ class _Results:
     def outputs(self, mask: Mask, audio=None, text=None):
         """(queries, text) after the last block."""
         audio, text = self.audio if audio is None else audio, self.text if text is None else text
-        return jax.jit(QFormer.outputs, static_argnames="mask")(self.aligner, audio, text, mask=mask)
+        return _outputs(self.aligner, audio, text, mask=mask)
 
     def compared(self):
         return self.aligner.heads.compared(*self.outputs("unimodal"))
 
     @cached_property
     def similar(self):
-        return apt.similarities(self.aligner, self.audio, self.text)
+        return jax.jit(apt.similarities)(self.aligner, self.audio, self.text)
 
     def matching(self):
         return jnp.concatenate(self.outputs("bidirectional", *self.rows), axis=1)
@@ -78,12 +79,13 @@ class _Results:
         queries, _ = self.outputs("bidirectional", *self.rows)
         return self.aligner.heads.match(queries)
 
+    @cached_property
     def match_logits(self):
-        return apt.matches(self.aligner, *self.rows)
+        return _matches(self.aligner, *self.rows)
 
     def match_score(self):
         """Official `compute_itm`: the queries' mean logit of a match."""
-        return apt.matches(self.aligner, self.audio, self.text)[:, 1]
+        return _matches(self.aligner, self.audio, self.text)[:, 1]
 
     def begun(self):
         return self.text.tokens.at[:, 0].set(self.aligner.config.begin_id)
@@ -97,15 +99,16 @@ class _Results:
     def grounded(self):
         return self.outputs("causal", text=AlignerText(self.begun(), self.text.mask))[1]
 
+    @cached_property
     def losses(self):
         return {
             "_atc": apt.contrast_loss(self.similar),
-            "_atm": apt.match_loss(self.match_logits()),
-            "_lm": apt.text_loss(self.aligner, self.audio, self.text),
+            "_atm": apt.match_loss(self.match_logits),
+            "_lm": jax.jit(apt.text_loss)(self.aligner, self.audio, self.text),
         }
 
     def loss(self, which: str | None):
-        return self.losses()[which] if which else sum(self.losses().values())
+        return self.losses[which] if which else sum(self.losses.values())
 
     def streams(self, text: AlignerText, mask: Mask):
         """Queries and text between the blocks, one block at a time; with each the block and its cross-attention."""
@@ -143,6 +146,10 @@ class _Results:
         return (keys if what == "key" else values).swapaxes(1, 2)
 
 
+_outputs = jax.jit(QFormer.outputs, static_argnames="mask")
+_matches = jax.jit(apt.matches)
+
+
 def _weights(q: jax.Array, k: jax.Array, head: int, seen: jax.Array | bool) -> jax.Array:
     scores = jnp.einsum("bld,bsd->bls", q[:, :, head], k[:, :, head]) * q.shape[-1] ** -0.5
     return jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1)
@@ -163,13 +170,13 @@ _COMPUTED: list[Computed] = [
     (r"atm_attention_mask", lambda r: r.seen(r.rows[1]), None),
     (r"atm_last_hidden", _Results.matching, TOLERANCE),
     (r"atm_token_logits", _Results.match_tokens, TOLERANCE),
-    (r"atm_logits", _Results.match_logits, TOLERANCE),
+    (r"atm_logits", lambda r: r.match_logits, TOLERANCE),
     (r"itm_score_official_compute_itm", _Results.match_score, TOLERANCE),
     (r"lm_input_ids", _Results.begun, None),
     (r"lm_labels", _Results.labels, None),
     (r"lm_attention_mask", lambda r: r.seen(r.text), None),
     (r"lm_last_hidden", _Results.grounded, TOLERANCE),
-    (r"lm_logits", lambda r: apt.text_logits(r.aligner, r.audio, r.text), TOLERANCE),
+    (r"lm_logits", lambda r: jax.jit(apt.text_logits)(r.aligner, r.audio, r.text), TOLERANCE),
     (r"loss(_\w+)?", _Results.loss, TOLERANCE),
     (r"cached_(key|value)_layer(_?\w+)", _Results.cached, TOLERANCE),
     (r"cond_query_out", lambda r: r.outputs("bidirectional", text=r.asked)[0], TOLERANCE),

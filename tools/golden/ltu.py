@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from alm_jax.convert.save import export
 from alm_jax.core import tree
 from alm_jax.infer.generate import steps
 from alm_jax.infer.sampling import LTU_SAMPLING, Sampling, warp
+from alm_jax.models.alm import AudioLanguageModel
 from golden import ltu_training
 from golden.ltu_model import Fixture, mean_loss, official_batch, read, text_logits
 from golden.report import GRADIENT, TOLERANCE, Computed, Report
@@ -53,34 +55,35 @@ class _Results:
         parts |= changes
         return official_batch(parts.pop("ids"), parts.pop("mask"), audio_tokens=self.config.audio_tokens, **parts)
 
-    def encoder(self, frames: np.ndarray) -> jax.Array:
-        return jax.jit(lambda model, x: model.encoder(x).values[0])(self.model, frames)
+    @cached_property
+    def heard(self) -> dict[str, jax.Array]:
+        """What the recorded clips become, and behind them a clip of zeros."""
+        frames = self.io["fbank"]
+        return _heard(self.model, np.concatenate([frames, np.zeros_like(frames[:1])]))
 
     def enc_out(self):
-        return self.encoder(self.io["fbank"])
+        return self.heard["features"][:-1]
 
     def enc_zero(self):
-        return self.encoder(np.zeros((1, *self.io["fbank"].shape[1:]), np.float32))[:, ::_PATCH_STRIDE]
+        return self.heard["features"][-1:, ::_PATCH_STRIDE]
 
     def blocks(self):
-        taps = tuple(range(1, self.config.encoder.depth + 1))
-        streams = jax.jit(lambda model, x: model.encoder(x, taps).values)(self.model, self.io["fbank"])
-        return streams[:, :, ::_PATCH_STRIDE]
+        return self.heard["streams"][:, :-1, ::_PATCH_STRIDE]
 
     def patches(self):
-        return self.model.encoder.embed(self.io["fbank"])[:, ::_PATCH_STRIDE]
+        return self.heard["patches"][:-1, ::_PATCH_STRIDE]
 
     def pooled(self):
-        return self.model.aligner.pool(self.model.encode(self.io["fbank"]))
+        return self.heard["pooled"][:-1]
 
     def divided(self):
         return self.pooled() / self.config.aligner.divisor
 
     def normalised(self):
-        return self.model.aligner.normalise(self.pooled())
+        return self.heard["normalised"][:-1]
 
     def audio_tokens(self):
-        return self.model.audio_tokens(self.io["fbank"][:, None])
+        return self.heard["tokens"][:-1]
 
     def logits(self):
         return text_logits(self.model, self.batch())
@@ -154,6 +157,21 @@ class _Results:
         before = np.concatenate([self.io[f"gen_prompt_{row}"], ids[: int(step)]])
         seen = jnp.zeros((1, logits.shape[-1]), bool).at[0, before].set(True)
         return warp(jnp.asarray(logits[int(step)][None]), seen, LTU_SAMPLING)
+
+
+@jax.jit
+def _heard(model: AudioLanguageModel, x: jax.Array) -> dict[str, jax.Array]:
+    """What frames [B, frames, mels] become, in one program."""
+    features = model.encode(x)
+    pooled = model.aligner.pool(features)
+    return {
+        "patches": model.encoder.embed(x),
+        "streams": model.encoder(x, tuple(range(1, model.config.encoder.depth + 1))).values,
+        "features": features.values[0],
+        "pooled": pooled,
+        "normalised": model.aligner.normalise(pooled),
+        "tokens": model.audio_tokens(x[:, None]),
+    }
 
 
 def _official_key(short: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,14 @@ class Fixture:
         """Our model with the official weights."""
         return self.assemble(self.arrays)
 
+    @cached_property
+    def like(self) -> AudioLanguageModel:
+        """The abstract model."""
+        return tree.abstract(lambda key: build(self.config, key))
+
     def assemble(self, arrays: tree.Arrays) -> AudioLanguageModel:
         """The model of this fixture's config that holds `arrays`."""
-        return tree.unflatten(tree.abstract(lambda key: build(self.config, key)), arrays)
+        return tree.unflatten(self.like, arrays)
 
 
 def read(prefix: Path) -> Fixture:
@@ -143,15 +149,24 @@ def official_batch(
 
 
 @jax.jit
+def logits(model: AudioLanguageModel, batch: Batch) -> jax.Array:
+    """Logits [B, L, V] of all positions."""
+    return model.logits(model.hidden(batch))
+
+
 def text_logits(model: AudioLanguageModel, batch: Batch) -> jax.Array:
     """Logits [B, T, V] of the text positions."""
     heard = 0 if batch.audio is None else model.config.audio_tokens
-    return model.logits(model.hidden(batch))[:, heard:]
+    return logits(model, batch)[:, heard:]
+
+
+def mean_loss(model: AudioLanguageModel, batch: Batch) -> jax.Array:
+    """Token mean of the negative log-likelihood over a batch."""
+    return _mean(logits(model, batch), batch)
 
 
 @jax.jit
-def mean_loss(model: AudioLanguageModel, batch: Batch) -> jax.Array:
-    """Token mean of the negative log-likelihood over a batch."""
-    logp = jax.nn.log_softmax(model.logits(model.hidden(batch)))
+def _mean(logits: jax.Array, batch: Batch) -> jax.Array:
+    logp = jax.nn.log_softmax(logits)
     picked = jnp.take_along_axis(logp, batch.targets[..., None], axis=-1)[..., 0]
     return -(picked * batch.loss_weight).sum() / batch.loss_weight.sum()

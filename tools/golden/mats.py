@@ -21,8 +21,8 @@ from alm_jax.data.layout import lay_out
 from alm_jax.data.tokenizer import load_tokenizer
 from alm_jax.infer.sampling import Sampling
 from alm_jax.models import mats, santa
-from alm_jax.models.aligners.mapper import add_noise, unit
-from alm_jax.models.alm import AlmConfig, build
+from alm_jax.models.aligners.mapper import Mapper, add_noise, unit
+from alm_jax.models.alm import AlmConfig, AudioLanguageModel, build
 from alm_jax.models.features import Features
 from golden.apt_llm import answer, ended
 from golden.ltu_model import IGNORED_LABEL
@@ -97,7 +97,7 @@ class _Fixture:
     def embed(self, batch: Batch) -> jax.Array:
         """Decoder input of a batch whose clips are embeddings [B, dim] that were made before."""
         values = jnp.asarray(batch.audio)[None, :, None]
-        tokens = self.model.aligner(Features(values))[0]
+        tokens = _tokens(self.model, Features(values))
         text = self.model.decoder.embed(jnp.asarray(batch.tokens), jnp.float32)
         index = jnp.asarray(batch.audio_index)[..., None]
         return jnp.where(index >= 0, jnp.take_along_axis(tokens, jnp.maximum(index, 0), axis=1), text)
@@ -134,7 +134,7 @@ class _Training(_Fixture):
     @cached_property
     def heard(self) -> jax.Array:
         """Embeddings of the texts that stand for clips, with the recorded noise."""
-        embedded = unit(self.text_embedding())
+        embedded = unit(self.text_embedding)
         return add_noise(embedded, jnp.asarray(self.io["noise"]), self.sizes["cfg"]["noise_variance"])
 
     @cached_property
@@ -152,9 +152,9 @@ class _Training(_Fixture):
         learnt = np.where(self.whole.loss_weight > 0, self.whole.targets, IGNORED_LABEL)[:, :-1]
         return np.pad(learnt, ((0, 0), (1, 0)), constant_values=IGNORED_LABEL)
 
+    @cached_property
     def text_embedding(self):
-        ids = jnp.asarray(self.io["clap_input_ids"])
-        return jax.jit(lambda model, ids: model.encoder(ids).values[0, :, 0])(self.model, ids)
+        return _embedding(self.model, self.io["clap_input_ids"])
 
     def layer(self, index: str):
         aligner = self.model.aligner
@@ -164,10 +164,16 @@ class _Training(_Fixture):
         return x
 
     @cached_property
+    def mapped(self):
+        return jax.jit(Mapper.map)(self.model.aligner, self.heard)
+
+    @cached_property
+    def embeddings(self):
+        return self.embed(self.whole)
+
+    @cached_property
     def logits(self):
-        b = self.whole
-        hidden = self.model.decoder(self.embed(b), b.positions, b.q_segment_ids, b.kv_segment_ids)
-        return self.model.logits(hidden)
+        return _logits(self.model, self.embeddings, self.whole)
 
     def loss(self):
         logp = jax.nn.log_softmax(self.logits)
@@ -195,10 +201,11 @@ class _Santa(_Fixture):
             noise_variance=self.sizes["cfg"]["noise_variance"],
         )
 
+    @cached_property
     def embedding(self):
         waves = self.io["raw_wav_int16"].astype(np.float32) / np.float32(32767)
         frames = np.stack([self.model.config.frontend.numpy(wave) for wave in waves])
-        return jax.jit(lambda model, x: model.encoder(x).values[0, :, 0])(self.model, frames)
+        return _embedding(self.model, frames)
 
     @cached_property
     def memory(self) -> santa.Memory:
@@ -228,7 +235,7 @@ class _Santa(_Fixture):
         return np.bincount(np.asarray(self.memory.assigned), minlength=self.config.clusters)
 
     def connector(self):
-        return self.model.aligner(Features(self.found.embeddings[None, :, None]))[0]
+        return _tokens(self.model, Features(self.found.embeddings[None, :, None]))
 
     @cached_property
     def prompts(self) -> Batch:
@@ -244,6 +251,23 @@ class _Santa(_Fixture):
         )
         prompt, eos = (self.io["gen_inputs_embeds"], self.io["gen_attention_mask"]), self.words.eos_id
         return ended(answer(self.model.decoder, *prompt, recorded, sampling, eos), recorded, (eos, self.pad, 0))
+
+
+@jax.jit
+def _embedding(model: AudioLanguageModel, x: jax.Array) -> jax.Array:
+    """Clips or ids of texts -> [B, dim] of the common space."""
+    return model.encoder(x).values[0, :, 0]
+
+
+@jax.jit
+def _tokens(model: AudioLanguageModel, features: Features) -> jax.Array:
+    return model.aligner(features)[0]
+
+
+@jax.jit
+def _logits(model: AudioLanguageModel, x: jax.Array, batch: Batch) -> jax.Array:
+    """Decoder input [B, L, D] -> [B, L, V]."""
+    return model.logits(model.decoder(x, batch.positions, batch.q_segment_ids, batch.kv_segment_ids))
 
 
 def alm_config(c: dict[str, Any], file: TensorFile) -> AlmConfig:
@@ -271,12 +295,12 @@ def pad(rows: list[list[int]], fill: int, left: bool = False) -> tuple[np.ndarra
 
 
 _COMPUTED: list[Computed] = [
-    (r"clap_text_embed", _Training.text_embedding, TOLERANCE),
+    (r"clap_text_embed", lambda r: r.text_embedding, TOLERANCE),
     (r"mapper_in", lambda r: r.heard, TOLERANCE),
     (r"mapper_layer(\d+)_out", _Training.layer, TOLERANCE),
-    (r"mapper_out", lambda r: r.model.aligner.map(r.heard), TOLERANCE),
-    (r"audio_llama_proj_out", lambda r: r.model.aligner.proj(r.model.aligner.map(r.heard)), TOLERANCE),
-    (r"inputs_embeds", lambda r: r.embed(r.whole), TOLERANCE),
+    (r"mapper_out", lambda r: r.mapped, TOLERANCE),
+    (r"audio_llama_proj_out", lambda r: r.model.aligner.proj(r.mapped), TOLERANCE),
+    (r"inputs_embeds", lambda r: r.embeddings, TOLERANCE),
     (r"attention_mask", lambda r: r.whole.kv_segment_ids, None),
     (r"labels", _Training.labels, None),
     (r"logits", lambda r: r.logits, TOLERANCE),
@@ -290,8 +314,8 @@ _COMPUTED_SANTA: list[Computed] = [
     (r"means", lambda r: r.memory.means, TOLERANCE),
     (r"assign", lambda r: r.memory.assigned, None),
     (r"cluster_sizes", _Santa.sizes_of_clusters, None),
-    (r"clap_audio_embed", _Santa.embedding, BEHIND_WAVEFORM),
-    (r"clap_audio_embed_norm", lambda r: jnp.linalg.norm(r.embedding(), axis=-1), BEHIND_WAVEFORM),
+    (r"clap_audio_embed", lambda r: r.embedding, BEHIND_WAVEFORM),
+    (r"clap_audio_embed_norm", lambda r: jnp.linalg.norm(r.embedding, axis=-1), BEHIND_WAVEFORM),
     (r"closest_cluster", lambda r: r.found.cluster, None),
     (r"topk_indices", _Santa.indices, None),
     (r"topk_values", lambda r: r.found.distances, TOLERANCE),

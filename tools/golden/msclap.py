@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,7 @@ class _Results:
         self.io, self.model = io, model
         found = re.match(r"int16/(\d+)", sizes["raw"])
         self.peak = float(found[1]) if found else 32767.0
-        self.log_mels, self.inside = cache(self._log_mels), cache(self._inside)
+        self.log_mels, self.heard = cache(self._log_mels), cache(self._heard)
 
     def waves(self, s: str) -> np.ndarray:
         return self.io[f"s{s}_raw_int16"].astype(np.float32) / np.float32(self.peak)
@@ -125,42 +125,43 @@ class _Results:
         frames = frame(jnp.asarray(waves), n_fft, front.hop, int(stop))
         return windowed_power(frames, get_window("hann", n_fft), n_fft)[:, int(start) :]
 
-    def _inside(self, s: str) -> dict[str, jax.Array]:
-        """Every stream of the encoder [windows, B, places, width]."""
-        encoder, x = self.model.audio.encoder, self.log_mels(s)
-        windows = encoder.windows(jnp.asarray(x))
-        return jax.jit(jax.vmap(_streams, in_axes=(None, 1)))(encoder, windows)
+    def _heard(self, s: str) -> dict[str, jax.Array]:
+        return _heard(self.model, self.log_mels(s))
 
     def stream(self, s: str, name: str, kind: str = "", size: str = "1"):
-        recorded, streams = self.io[f"s{s}_{name}" + (f"_{kind}{size}" if kind else "")], self.inside(s)[name]
+        recorded, streams = self.io[f"s{s}_{name}" + (f"_{kind}{size}" if kind else "")], self.heard(s)[name]
         if name == "img":
             streams = streams[..., :: int(size), :: int(size)]
         else:
             streams = streams[:, :, : int(size)] if kind == "first" else streams[:, :, :: int(size)]
         return min(streams, key=lambda stream: error(stream, recorded))
 
-    def latent(self, s: str):
-        return jax.jit(lambda encoder, x: encoder.pooled(x))(self.model.audio.encoder, self.log_mels(s))
-
-    def embedding(self, s: str):
-        return jax.jit(lambda model, x: model.encode_audio(x))(self.model, self.log_mels(s))
-
-    def classes(self, s: str, index: int):
-        return jax.jit(lambda encoder, x: encoder.classify(x))(self.model.audio.encoder, self.log_mels(s))[index]
-
     def steps(self, s: str, stride: str = "1"):
         """The official code writes each step out as often as it has frames."""
-        repeated = np.repeat(self.classes(s, 1), 8 * self.model.config.audio.stride, axis=1)
+        repeated = np.repeat(self.heard(s)["framewise"], 8 * self.model.config.audio.stride, axis=1)
         return repeated[:, :: int(stride)]
 
-    def hidden(self):
-        return self.model.text.hidden(jnp.asarray(self.io["text_ids"]), self.io["text_mask"])
+    @cached_property
+    def read(self) -> dict[str, jax.Array]:
+        return _read(self.model, self.io["text_ids"], self.io["text_mask"])
 
     def place(self):
         return last_token(self.io["text_ids"])
 
-    def text(self):
-        return self.model.encode_text(jnp.asarray(self.io["text_ids"]), self.io["text_mask"])
+
+@jax.jit
+def _heard(model: Clap, x: jax.Array) -> dict[str, jax.Array]:
+    """Frames [B, frames, mels] -> by recorded names the results, and every stream [windows, B, places, width]."""
+    encoder = model.audio.encoder
+    clips, steps = encoder.classify(x)
+    results = {"latent": encoder.pooled(x), "clipwise": clips, "framewise": steps, "embedding": model.encode_audio(x)}
+    return results | jax.vmap(_streams, in_axes=(None, 1))(encoder, encoder.windows(x))
+
+
+@jax.jit
+def _read(model: Clap, ids: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
+    """int [B, L] -> hidden states and embeddings of texts, by recorded names."""
+    return {"hidden": model.text.hidden(ids, mask), "embedding": model.encode_text(ids, mask)}
 
 
 def _streams(encoder: Any, x: jax.Array) -> dict[str, jax.Array]:
@@ -181,11 +182,11 @@ _COMPUTED: list[Computed] = [
     (r"s(\d+)_spec_frames(\d+)_(\d+)", _Results.power, BEHIND_WAVEFORM),
     (r"s(\d+)_(img|patch_embed_tok|layer\d+|norm)_(stride|first)(\d+)", _Results.stream, BEHIND_WAVEFORM),
     (r"s(\d+)_(img|patch_embed_tok|layer\d+|norm)", _Results.stream, BEHIND_WAVEFORM),
-    (r"s(\d+)_latent", _Results.latent, BEHIND_WAVEFORM),
-    (r"s(\d+)_clipwise", lambda results, s: results.classes(s, 0), BEHIND_WAVEFORM),
-    (r"s(\d+)_framewise(?:_stride(\d+))?", lambda results, s, n: results.steps(s, n or "1"), BEHIND_WAVEFORM),
-    (r"s(\d+)_embedding", _Results.embedding, BEHIND_WAVEFORM),
-    (r"text_hidden", _Results.hidden, TOLERANCE),
+    (r"s(\d+)_latent", lambda r, s: r.heard(s)["latent"], BEHIND_WAVEFORM),
+    (r"s(\d+)_clipwise", lambda r, s: r.heard(s)["clipwise"], BEHIND_WAVEFORM),
+    (r"s(\d+)_framewise(?:_stride(\d+))?", lambda r, s, n: r.steps(s, n or "1"), BEHIND_WAVEFORM),
+    (r"s(\d+)_embedding", lambda r, s: r.heard(s)["embedding"], BEHIND_WAVEFORM),
+    (r"text_hidden", lambda r: r.read["hidden"], TOLERANCE),
     (r"text_pool_index", _Results.place, None),
-    (r"text_embedding", _Results.text, TOLERANCE),
+    (r"text_embedding", lambda r: r.read["embedding"], TOLERANCE),
 ]
