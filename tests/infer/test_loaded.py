@@ -77,8 +77,8 @@ def test_batches_of_unequal_rows_answer_as_single_questions(model):
     shared = model.generate(questions[::3], [[A, B]] * 2, **DRAW)
     assert shared == [model.generate(q, [A, B], **DRAW) for q in questions[::3]]
     beams = {"max_new_tokens": 6, "sampling": Sampling(beams=3, repetition_penalty=1.5, length_penalty=2.0)}
-    together = model.generate(questions, audio, **beams)
-    assert together == [model.generate(q, a, **beams) for q, a in zip(questions, audio)]
+    together = model.generate(questions[1:3], audio[1:3], **beams)
+    assert together == [model.generate(q, a, **beams) for q, a in zip(questions[1:3], audio[1:3])]
 
 
 def test_logits_do_not_depend_on_padding(model):
@@ -140,6 +140,11 @@ def test_long_clips_in_segments(model, tmp_path):
         whisper.encode([A], segments=2)
 
 
+@jax.jit
+def _log_softmax(reader, batch):
+    return jax.nn.log_softmax(reader.logits(reader.hidden(batch)))
+
+
 def mean_likelihood(model, row, ids) -> float:
     """The mean log-likelihood of ids after a prompt, by one pass over the whole row."""
     grow = lambda values, fill: np.concatenate([values, np.full(len(ids), fill)])
@@ -153,9 +158,9 @@ def mean_likelihood(model, row, ids) -> float:
         loss_weight=tokens * 0.0,
         penalty_mask=tokens < 0,
     )
-    batch = collate([longer], len(tokens), slots=2)
+    batch = collate([longer], len(row) + 32, slots=2)  # rows of one length are one program
     batch.audio = jnp.concatenate(model.encode([A, B]))[None]
-    logs = np.asarray(jax.nn.log_softmax(model._reader.logits(model._reader.hidden(batch))[0]))
+    logs = np.asarray(_log_softmax(model._reader, batch)[0])
     return logs[np.arange(len(row) - 1, len(tokens) - 1), ids].mean()
 
 

@@ -56,7 +56,7 @@ def _whole(model, prompt, ids, wave):
     index = np.append(prompt.audio_index, [-1] * len(ids))
     nothing = np.zeros(len(tokens))
     row = Row(tokens, index, np.full(len(tokens), -1), nothing, nothing, nothing, prompt.clips)
-    batch = collate([row], len(row), slots=1)
+    batch = collate([row], 20, slots=1)  # rows of one length are one program
     batch.audio = wave[None]
     logs = np.asarray(jax.nn.log_softmax(_logits(model, batch)), np.float64)[0]
     places = np.arange(len(prompt) - 1, len(tokens) - 1)
