@@ -11,13 +11,16 @@ def caches(tmp_path_factory):
     """Environment of processes that share the caches; in this process they are set as well."""
     root = tmp_path_factory.mktemp("caches")
     shared = {"ALM_CACHE": str(root / "alm"), "JAX_COMPILATION_CACHE_DIR": str(root / "xla")}
-    shared["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"  # of what takes less, as well
+    shared["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"  # JAX keeps what took a second or more
     before = os.environ.get("ALM_CACHE")
     os.environ["ALM_CACHE"] = shared["ALM_CACHE"]
-    compiled = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", shared["JAX_COMPILATION_CACHE_DIR"])
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    settings = {name: getattr(jax.config, name) for name in names}
+    jax.config.update(names[0], shared["JAX_COMPILATION_CACHE_DIR"])
+    jax.config.update(names[1], 0.1)
     yield {**os.environ, **shared}
-    jax.config.update("jax_compilation_cache_dir", compiled)
+    for name, value in settings.items():
+        jax.config.update(name, value)
     os.environ.pop("ALM_CACHE")
     if before is not None:
         os.environ["ALM_CACHE"] = before
