@@ -53,6 +53,15 @@ def shared_sounds() -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def _forget_compiled():
-    """Modules share no compiled functions; kept, they come to gigabytes in each process."""
+    """Compiled functions are shared by the modules of a process until they come to gigabytes."""
     yield
-    jax.clear_caches()
+    if _resident() > 2.5 * 2**30:
+        jax.clear_caches()
+
+
+def _resident() -> float:
+    """Bytes of memory that this process holds, where that can be read."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return float("inf")
