@@ -82,12 +82,12 @@ class Knowing:
 
 
 def test_runs_come_seed_by_seed(tool, file, tmp_path):
-    runs = tool.plan(file, tmp_path, 2)
+    runs = tool.plan(file, tmp_path, 2, 8)
     variants = [item["name"] for item in file.sweep()]
     assert [run.variant for run in runs] == variants * 2
     assert [run.experiment.seed for run in runs] == [0] * len(variants) + [1] * len(variants)
     assert len({run.folder for run in runs}) == len(runs)
-    assert any("(shared)" in line for line in tool.overview(tool.plan(load_config_file(tool.CONFIG), tmp_path, 1)))
+    assert any("(shared)" in line for line in tool.overview(tool.plan(load_config_file(tool.CONFIG), tmp_path, 1, 8)))
 
 
 def test_stages_are_shared_as_far_as_all_before_them_is_equal(tool, file):
@@ -100,7 +100,7 @@ def test_stages_are_shared_as_far_as_all_before_them_is_equal(tool, file):
 
 
 def test_a_run_begins_with_the_stages_that_another_finished(tool, file, tmp_path):
-    one, other = (replace(run, folder=tmp_path / name) for run, name in zip(tool.plan(file, tmp_path, 1), "ab"))
+    one, other = (replace(run, folder=tmp_path / name) for run, name in zip(tool.plan(file, tmp_path, 1, 8), "ab"))
     stages = one.experiment.stages
     other = replace(other, experiment=replace(one.experiment, name="other", stages=(*stages[:1], *stages[2:])))
     folder = RunFolder.create(one.folder, run_config(one.experiment))
@@ -135,13 +135,16 @@ def test_questions_are_about_other_scenes_than_training(tool, file, asked):
 
 
 def test_the_truth_scores_one_and_the_table_holds_it(tool, file, asked, tmp_path):
-    runs = tool.plan(file, tmp_path, 2)[:2]
+    runs = tool.plan(file, tmp_path, 2, 8)[:2]
     results = tool.Scorer(asked)(Knowing(asked), lambda what, done, total: None)
     for name, value in results["measures"].items():
         assert tool.bounds(value)[0] == 1.0, name
         assert len(results["answers"][name]) == len(asked[name].rows)
     runs[0].folder.mkdir(parents=True)
-    (runs[0].folder / "results.json").write_text(json.dumps(results | {"seconds": {"training": {"align": 90.0}}}))
+    results |= {"seconds": {"training": {"align": 90.0}}, "questions": 8}
+    (runs[0].folder / "results.json").write_text(json.dumps(results))
+    with pytest.raises(ConfigError, match="was scored with --questions 8, not 9"):
+        tool.report(tmp_path, [replace(runs[0], questions=9)], asked)
     table = tool.report(tmp_path, runs, asked)
     cells = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in table.splitlines() if line.startswith("| ")}
     assert list(cells) == ["variant", runs[0].variant.replace("_", " "), "chance", "most frequent answer"]

@@ -17,7 +17,8 @@ trained once. Each is scored on scenes composed anew from the training's clips:
     NLAR        questions about two recordings: the most likely of all answers that any such question has
 
 Beside them stand chance and the most frequent answer of training (of NLAR's, to questions of the same kind). Intervals
-are Wilson's, 95 %, of the questions asked: they leave out what another seed of training would change. OUT gets a folder
+are 95 % (Wilson's; of tags 1.96 standard errors) as if all questions were independent: they leave out what another seed
+of training would change, and --seeds asks the same questions of each. OUT gets a folder
 a run (with results.json: every answer), table.md, results.json and compare.png. Stopped by Ctrl-C or a crash, the same
 command goes on where it was.
 """
@@ -35,7 +36,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from comparison import bounds, cell, markdown, mean_of, plot, pooled, seconds
+from comparison import bounds, cell, markdown, mean_of, plot, pooled, read_scored, seconds
 
 from alm_jax.core.config import ConfigFile, apply_overrides, load_config_file
 from alm_jax.core.errors import AlmError, ConfigError
@@ -54,11 +55,12 @@ Tell = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Run:
-    """A variant with a seed, and its folder."""
+    """A variant with a seed, its folder, and how many questions of a measure it is asked at most."""
 
     variant: str
     experiment: Experiment
     folder: Path
+    questions: int
 
 
 @dataclass(frozen=True)
@@ -75,18 +77,15 @@ class Questions:
     usual: tuple[str, ...] = ()
 
 
-def plan(file: ConfigFile, out: Path, seeds: int) -> list[Run]:
+def plan(file: ConfigFile, out: Path, seeds: int, questions: int) -> list[Run]:
     """All runs, seed by seed, so that every variant has a first result early."""
     base = file.get_config()
     experiments = [apply_overrides(base, item, named_config) for item in file.sweep()]
     names = [experiment.name for experiment in experiments]
     if len(set(names)) < len(names) or not names:
         raise ConfigError(f"the variants of sweep() are named {names}; expected one at least, each with its own name")
-    return [
-        Run(experiment.name, replace(experiment, seed=base.seed + n), out / experiment.name / f"seed{base.seed + n}")
-        for n in range(seeds)
-        for experiment in experiments
-    ]
+    seeded = [replace(experiment, seed=base.seed + n) for n in range(seeds) for experiment in experiments]
+    return [Run(each.name, each, out / each.name / f"seed{each.seed}", questions) for each in seeded]
 
 
 def shared_stages(one: Experiment, other: Experiment) -> int:
@@ -247,8 +246,7 @@ def baselines(asked: Mapping[str, Questions]) -> dict[str, dict[str, Any]]:
 
 def results_of(run: Run) -> dict[str, Any] | None:
     """What a run was scored, None if it was not yet."""
-    path = run.folder / "results.json"
-    return json.loads(path.read_text()) if path.is_file() else None
+    return read_scored(run.folder / "results.json", run.questions)
 
 
 def work(runs: Sequence[Run], scorer: Callable[[], Scorer]) -> bool:
@@ -271,7 +269,8 @@ def work(runs: Sequence[Run], scorer: Callable[[], Scorer]) -> bool:
         with progress(f"{head}: scoring") as bar:
             results = scorer()(loaded_run(load_run(run.folder)), lambda what, done, total: bar(done, total))
         times = {"training": seconds(run.folder), "scoring": time.monotonic() - began}
-        write_text(run.folder / "results.json", json.dumps(results | {"seconds": times}, indent=1))
+        results |= {"seconds": times, "questions": run.questions}
+        write_text(run.folder / "results.json", json.dumps(results, indent=1))
         print(f"{head}: " + ", ".join(f"{name} {cell(value)}" for name, value in results["measures"].items()))
     return False
 
@@ -341,7 +340,7 @@ def compare(options: argparse.Namespace) -> int:
     from alm_jax.core.display import progress
 
     file = load_config_file(options.config)
-    runs = plan(file, options.out.absolute(), options.seeds)
+    runs = plan(file, options.out.absolute(), options.seeds, options.questions)
     if options.only:
         if unknown := sorted(set(options.only) - {run.variant for run in runs}):
             known = ", ".join(dict.fromkeys(run.variant for run in runs))

@@ -36,7 +36,7 @@ from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from comparison import cell, markdown, mean_of, plot, seconds
+from comparison import cell, markdown, mean_of, plot, read_scored, seconds
 
 from alm_jax.core.config import apply_overrides, load_config_file
 from alm_jax.core.errors import AlmError
@@ -220,7 +220,7 @@ def score_all(out: Path, asked: Asked, size: int) -> dict[str, Any]:
     load = lambda run: models.setdefault(run, alm_jax.load(out / run))
     for name, way in WAYS.items():
         path = scored / f"{name.replace(' ', '_')}.json"
-        if path.is_file():
+        if read_scored(path, size) is not None:
             continue
         if way.santa is None:
             model = load(way.run)
@@ -233,7 +233,8 @@ def score_all(out: Path, asked: Asked, size: int) -> dict[str, Any]:
         began = time.monotonic()
         with progress(f"asking: {name}") as tell:
             results = score_way(model, asked, size, tell)
-        write_text(path, json.dumps(results | {"seconds": time.monotonic() - began}, indent=1))
+        results |= {"seconds": time.monotonic() - began, "questions": size}
+        write_text(path, json.dumps(results, indent=1))
         told = ", ".join(f"{column} {cell(value)}" for column, value in results["measures"].items())
         print(f"{name}: {told}", flush=True)
     path = scored / "guesses.json"

@@ -6,12 +6,32 @@ n}` (a mean of scores with its standard error) or `{"share": x}` (known exactly)
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from alm_jax.core.errors import ConfigError
+
 Measure = Mapping[str, Any]
+
+
+def read_scored(path: Path, questions: int) -> dict[str, Any] | None:
+    """Results that were written before, None if there are none.
+
+    Raises:
+        ConfigError: another number of questions was asked, so that they can't stand in one table.
+    """
+    if not path.is_file():
+        return None
+    results = json.loads(path.read_text())
+    if results.get("questions") != questions:
+        raise ConfigError(
+            f"{path} was scored with --questions {results.get('questions')}, not {questions}: give the same number, or "
+            "remove that file"
+        )
+    return results
 
 
 def mean_of(scores: Sequence[float]) -> dict[str, Any]:

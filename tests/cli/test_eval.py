@@ -102,7 +102,7 @@ def test_a_run_that_is_killed_ends_with_the_same_files(trained, model, clips, tm
         torn.write('{"instruction": "Clo')
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    for half in (f"esc50/.scores.jsonl.{dead.pid}", f".report.html.{dead.pid}"):
+    for half in (f"esc50/.scores.jsonl.{dead.pid}.partial", f".report.html.{dead.pid}.partial"):
         (tmp_path / "parts" / half).write_text("{")
     assert run(trained, *args, "--out", tmp_path / "parts") == 0
     assert files(tmp_path / "parts") == files(tmp_path / "whole")

@@ -81,6 +81,8 @@ def prepare(
 
     if workers < 1:
         raise ConfigError(f"workers is {workers}; expected at least 1")
+    if max_seconds is not None and not max_seconds > 0:
+        raise ConfigError(f"max_seconds is {max_seconds}; expected more than 0")
     report, out = Report(), target(data, dataset.name)
     files = Files(src, report)
     dataset.check(files)

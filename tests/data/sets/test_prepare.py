@@ -256,6 +256,9 @@ def test_nothing_of_use(tmp_path):
         prepare(ESC50, tmp_path / "none", tmp_path / "data")
     with pytest.raises(ConfigError, match="workers is 0"):
         prepare(ESC50, tmp_path / "src", tmp_path / "data", workers=0)
+    for seconds in (0.0, -1.0, float("nan")):  # which would put a set without clips in the place of one that is there
+        with pytest.raises(ConfigError, match=f"max_seconds is {seconds}"):
+            prepare(ESC50, tmp_path / "src", tmp_path / "data", max_seconds=seconds)
 
 
 def test_tfds_reads_it(prepared):
