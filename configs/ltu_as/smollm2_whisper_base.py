@@ -3,7 +3,7 @@
     alm quickstart                                                this config, scored and ready to be asked
     alm train ltu_as/smollm2_whisper_base --out runs/laptop       this config alone
 
-Costs 25 minutes of processor time (measured with scoring, over two cores) and 3.2 GB, and 240 MB of downloads. The
+Costs 22 minutes of processor time (measured with scoring, over two cores) and 3 GB, and 240 MB of downloads. The
 encoder is frozen, so its features are computed once. Scenes are composed from the clips inside the package. The first
 stage draws the aligner's tokens to the words for what is heard, without running the language model; the second trains
 it together with LoRA to answer.
