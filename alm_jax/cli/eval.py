@@ -99,6 +99,8 @@ class Eval:
     """of a checkpoint: its tokenizer"""
     memory: Annotated[str | None, tyro.conf.arg(metavar="BANK")] = None
     """of MATS: draw clips towards these texts (alm memory build)"""
+    santa: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME=VALUE")] = ()
+    """of --memory: another way than the model's own, such as share=0.5, clusters=0, normalise=true"""
 
 
 def run(args: list[str]) -> int | None:
@@ -238,8 +240,14 @@ def _load(options: Eval, chosen: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     with Console(stderr=True).status(f"loading {options.model}"):
         if clap_by_itself(options.model):
             return _load_clap(options, chosen)
-        how = {"which": options.which, "base": options.base, "tokenizer": options.tokenizer, "memory": options.memory}
-        model = load(options.model, **how)
+        model = load(
+            options.model,
+            which=options.which,
+            base=options.base,
+            tokenizer=options.tokenizer,
+            memory=options.memory,
+            santa=parse_settings(options.santa),
+        )
     if options.benchmark == ALL and not model.embeds:
         chosen = {name: each for name, each in chosen.items() if each.task.hows != ("embed",)}
     if "scenes" in chosen and is_run(options.model):
@@ -251,8 +259,10 @@ def _load_clap(options: Eval, chosen: dict[str, Any]) -> tuple[Any, dict[str, An
     """A CLAP by itself; `all` are the benchmarks that are told from embeddings."""
     from alm_jax.api import load_clap
 
-    if options.base or options.memory:
-        raise UsageError(f"{options.model} is a CLAP, which has no use for --base and --memory: leave them out")
+    if options.base or options.memory or options.santa:
+        raise UsageError(
+            f"{options.model} is a CLAP, which has no use for --base, --memory and --santa: leave them out"
+        )
     if options.benchmark == ALL:
         chosen = {name: each for name, each in chosen.items() if "embed" in each.task.hows}
     return load_clap(options.model, which=options.which, tokenizer=options.tokenizer), chosen

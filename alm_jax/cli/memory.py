@@ -97,6 +97,10 @@ class Noise:
     """pairs, drawn from the rows"""
     seed: int = 0
     """of the draw"""
+    base: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="MODEL")] = ()
+    """of a published checkpoint: the model that it was trained over"""
+    tokenizer: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """of a checkpoint: its tokenizer, where it is not beside it or its base"""
 
 
 def run(args: list[str]) -> None:
@@ -120,7 +124,7 @@ def _build(options: Build) -> None:
     if options.out.is_dir():
         raise UsageError(f"--out {options.out} is a folder; give a file")
     texts = read_texts(options.texts)
-    model = _load(options.model, base=options.base, tokenizer=options.tokenizer)
+    model = _load(options.model, options.base, options.tokenizer)
     with progress("texts") as update:
         bank = build_bank(model, texts, size=options.size, seed=options.seed, progress=update)
     bank.save(options.out)
@@ -153,10 +157,11 @@ def _noise(options: Noise) -> None:
     if options.pairs < 1:
         raise UsageError(f"--pairs {options.pairs}: expected 1 or more")
     rows = read_rows(options.rows, need_output=False)
-    print(f"{gap_variance(_load(options.model), rows, options.pairs, options.seed):.4g}")
+    model = _load(options.model, options.base, options.tokenizer)
+    print(f"{gap_variance(model, rows, options.pairs, options.seed):.4g}")
 
 
-def _load(name: str, base: tuple[str, ...] = (), tokenizer: str | None = None) -> Any:
+def _load(name: str, base: tuple[str, ...], tokenizer: str | None) -> Any:
     """A model that listens through a CLAP, or a CLAP by itself."""
     from rich.console import Console
 

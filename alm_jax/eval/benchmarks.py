@@ -15,7 +15,7 @@ from alm_jax.data.tasks import prompts
 from alm_jax.eval.metrics.options import air_bench_prompt, avqa_prompt, mmau_match
 from alm_jax.eval.protocols.base import QUESTION, Task
 from alm_jax.eval.protocols.captions import Caption, OpenQuestions
-from alm_jax.eval.protocols.classify import Classify, after_caption
+from alm_jax.eval.protocols.classify import Classify, after_caption, without_commas
 from alm_jax.eval.protocols.composed import Order, Pitch, Twice
 from alm_jax.eval.protocols.events import Count, Detect
 from alm_jax.eval.protocols.questions import Episodes, Options, Reasons, ShortAnswers
@@ -78,7 +78,9 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "esc50": _classes("50 environmental sounds, all folds", "esc50", "all"),
     "urbansound8k": _classes("10 urban sounds, all folds", "urbansound8k", "all"),
-    "dcase2017_task4": _classes("17 sounds of traffic and warning; micro-F1 is accuracy", "dcase2017_task4", "eval"),
+    "dcase2017_task4": _classes(
+        "17 sounds of traffic and warning; micro-F1 is accuracy", "dcase2017_task4", "eval", spell=without_commas
+    ),
     "vocalsound": _classes("6 vocal sounds", "vocalsound", "test"),
     "tut2017": _classes("15 acoustic scenes", "tut2017", "eval"),
     "beijing_opera": _classes("4 percussion instruments", "beijing_opera", "test"),

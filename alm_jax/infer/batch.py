@@ -29,7 +29,7 @@ Choices = Sequence[str] | Literal["meta"]
 Hearing = Callable[[Path], Clip]
 """What is heard of a file; as text it says how, since answers depend on it."""
 Progress = Callable[[int, int], None]
-_CLIPS = 32  # clips whose features are kept: rows about one clip usually stand together
+_CLIPS = 32  # clips whose features are kept, or a row's if it has more: rows about the same usually stand together
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,8 @@ def answer_file(
     }
     check_segments(model.config.frontend, segments)
     heard = lambda audio_id: rows.clip_path(audio_id) if hear is None else hear(rows.clip_path(audio_id))
-    encode = lru_cache(_CLIPS)(lambda audio_id: model.encode([heard(audio_id)], segments)[0])
+    kept = max(_CLIPS, *(len(row.clips) for row in rows.rows), 0)
+    encode = lru_cache(kept)(lambda audio_id: model.encode([heard(audio_id)], segments)[0])
     options = {"max_new_tokens": max_new_tokens, "sampling": sampling, "seed": seed}
     return _fill(rows, Path(out), settings, _Asking(model, encode, batch_size, choices, options), batch_size, progress)
 

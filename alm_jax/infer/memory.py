@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -126,7 +126,7 @@ def build_bank(
 
 
 def memory_of(bank: Bank, model: Embeds, config: SantaConfig, name: str = "the memory") -> Memory:
-    """A bank's clustered memory for a model.
+    """A bank's clustered memory for a model: all of the bank, whatever `config.memory` would draw of texts.
 
     Raises:
         CheckpointError: it was made with another CLAP than the model's. ConfigError: it is too small for `config`.
@@ -138,7 +138,7 @@ def memory_of(bank: Bank, model: Embeds, config: SantaConfig, name: str = "the m
             f"{name} was made with another CLAP than this model's: build one with this model (alm memory build TEXTS "
             "--model MODEL --out FILE)"
         )
-    return build_memory(jnp.asarray(bank.embeddings), config)
+    return build_memory(jnp.asarray(bank.embeddings), replace(config, memory=max(1, len(bank.embeddings))))
 
 
 def identity(model: Embeds) -> dict[str, str]:

@@ -55,6 +55,8 @@ def answered(task, clips, said, how="generate", classes=(), **more):
 def test_parsing_of_answers():
     assert after_colon("Closed-ended: Labels: Dog bark") == "Dog bark" == after_colon("Dog bark")
     assert after_caption('"Audio caption: A dog: it barks"') == "A dog: it barks" and after_caption("A dog") == "A dog"
+    spell = BENCHMARKS["dcase2017_task4"].task.spell
+    assert spell("Air horn, truck horn") == "Air horn truck horn" and Classify().spell("dog_bark") == "dog bark"
 
 
 def test_single_labels():

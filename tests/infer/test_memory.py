@@ -192,6 +192,8 @@ def test_commands(model, rows, tmp_path, monkeypatch, capsys):
     assert main([*ask, "--memory", str(out)]) == 0
     assert main([*ask, "--memory", str(out), "--santa", "clusters=99"]) == 2
     assert "santa.clusters is 99 and the memory holds 10 texts" in capsys.readouterr().err
+    asked = ["eval", "run", "--benchmark", "scenes", "--memory", str(out), "--santa", "clusters=99", "--out", "found"]
+    assert main(asked) == 2 and "santa.clusters is 99 and the memory holds 10 texts" in capsys.readouterr().err
     assert main([*ask, "--santa", "share=1"]) == 2 and "give one as memory" in capsys.readouterr().err
     assert main(["memory", "bulid"]) == 2 and "did you mean 'build'?" in capsys.readouterr().err
     with_memory = alm_jax.load("run", memory=out, santa={"share": 1.0, "clusters": 0})

@@ -95,23 +95,30 @@ def _pairs(said: Any) -> list[tuple[str, str]]:
     return [(question.strip(), answer.strip()) for question, answer in zip(texts[::2], texts[1::2])]
 
 
+def _texts(told: Any) -> list[str]:
+    return [each for each in told if isinstance(each, str)] if isinstance(told, list) else []
+
+
 def _read_macs(files: Files, report: Report) -> Iterator[Item]:
     import yaml
 
     place = files.table("MACS.yaml")
     try:
         listed = yaml.safe_load(decode(files.read(place), place, report))["files"]
+        if not isinstance(listed, list):
+            raise TypeError
     except (yaml.YAMLError, KeyError, TypeError) as error:
         report.add("broken table", place, f"not the YAML that is expected ({type(error).__name__})")
         return
     for i, row in enumerate(listed):
         told = row.get("annotations") if isinstance(row, dict) else None
-        captions = [each["sentence"] for each in told or () if isinstance(each, dict) and each.get("sentence")]
+        told = [each for each in told if isinstance(each, dict)] if isinstance(told, list) else []
+        captions = [each["sentence"] for each in told if each.get("sentence") and isinstance(each["sentence"], str)]
         if not captions or not isinstance(row.get("filename"), str):
             report.add("broken row", f"{place}[{i}]", "no filename, or no annotation with a sentence")
             continue
         stem = row["filename"].removesuffix(".wav")
-        tags = sorted({tag for each in told for tag in each.get("tags") or ()})
+        tags = sorted({tag for each in told for tag in _texts(each.get("tags"))})
         yield Item(
             id=stem,
             split="train",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 from alm_jax.data.sets.base import DataSet, Expected, Item, Report
 from alm_jax.data.sets.files import Files
-from alm_jax.data.sets.tables import fields, read_json
+from alm_jax.data.sets.tables import fields, number, read_json
 
 # Split, table, folder of the audio, where its clips come from.
 _PARTS = {
@@ -27,7 +28,7 @@ def _read(
         place = files.find(table)
         for where, row in read_json(files, place, report, under="data") if place else ():
             told = fields(row, ("id", "caption"), where, report)
-            if told is None or (seconds is not None and not float(row.get("duration") or 0) < seconds):
+            if told is None or (seconds is not None and not _shorter(row, seconds, where, report)):
                 continue
             name, caption = told
             stem = name.rpartition(".")[0] or name
@@ -40,6 +41,11 @@ def _read(
                 captions=(caption,),
                 source=f"{source}:{recording}",
             )
+
+
+def _shorter(row: dict[str, Any], seconds: float, where: str, report: Report) -> bool:
+    length = number(str(row.get("duration") or 0), where, report)
+    return length is not None and length < seconds
 
 
 def _set(name: str, title: str, clips: int, hours: float, parts: tuple[str, ...], **more: object) -> DataSet:

@@ -37,17 +37,28 @@ def after_caption(text: str) -> str:
     return plain.split("Audio caption")[-1].lstrip(": ").strip() if "Audio caption" in plain else plain.strip()
 
 
+def underscores_apart(name: str) -> str:
+    """A class as text: `dog_bark` is `dog bark` (LTU `eval_esc.py`)."""
+    return name.replace("_", " ")
+
+
+def without_commas(name: str) -> str:
+    """`Air horn, truck horn` is `Air horn truck horn` (LTU `eval_dcase.py` and its list of classes)."""
+    return underscores_apart(name).replace(",", "")
+
+
 @dataclass(frozen=True)
 class Classify(Task):
     """Clips and their labels.
 
     Attributes:
         many: a clip has several labels: mean average precision is the main score. Else the first label is true.
-        read: what of a free answer is compared.
+        read: what of a free answer is compared. spell: a class as answers are compared with it.
     """
 
     many: bool = False
     read: Callable[[str], str] = after_colon
+    spell: Callable[[str], str] = underscores_apart
     needs = "labels"
     hows = ("generate", "choices", "embed")
 
@@ -96,7 +107,7 @@ class Classify(Task):
             return np.stack([answer.vector for answer in answers]) @ class_embeddings(scoring.model, scoring.classes).T
         if scoring.how == "choices":
             return np.array([[answer.scores[name] for name in scoring.classes] for answer in answers])
-        return _compare([self.read(answer.said) for answer in answers], scoring)
+        return self._compare([self.read(answer.said) for answer in answers], scoring)
 
     def _many(self, answers: Sequence[Answer], truth: np.ndarray, scores: np.ndarray, scoring: Scoring) -> Scores:
         scores = np.where(np.isnan(scores), np.nanmin(scores) - 1, scores)  # a clip that was not heard comes last
@@ -115,16 +126,15 @@ class Classify(Task):
         items = [[item for item in re.split(r"[;,]", text) if item.strip()] for text in said]
         named = np.zeros((len(answers), len(scoring.classes)), bool)
         flat = list(dict.fromkeys(item.strip() for group in items for item in group))
-        nearest = dict(zip(flat, _compare(flat, scoring).argmax(1))) if flat else {}
+        nearest = dict(zip(flat, self._compare(flat, scoring).argmax(1))) if flat else {}
         for row, group in zip(named, items):
             row[[nearest[item.strip()] for item in group]] = True
         return named
 
-
-def _compare(texts: Sequence[str], scoring: Scoring) -> np.ndarray:
-    if scoring.tag_scorer is not None:
-        return scoring.tag_scorer(scoring.classes)(texts)
-    return class_similarity(texts, [name.replace("_", " ") for name in scoring.classes], scoring.encoder())
+    def _compare(self, texts: Sequence[str], scoring: Scoring) -> np.ndarray:
+        if scoring.tag_scorer is not None:
+            return scoring.tag_scorer(scoring.classes)(texts)
+        return class_similarity(texts, [self.spell(name) for name in scoring.classes], scoring.encoder())
 
 
 def _single(truth: np.ndarray, scores: np.ndarray, scoring: Scoring) -> Scores:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import json
+
 import pytest
+import yaml
 
 from alm_jax.core.errors import ConfigError, DataError
 from alm_jax.data.sets.audioset import class_balanced
@@ -48,6 +52,47 @@ def test_files_that_are_missing_are_named(name, tmp_path):
     groups = {each.group or each.pattern for each in dataset.expected}
     assert dataset.url in str(error.value) and str(error.value).count(";") >= len(groups)
     assert all(each.pattern in str(error.value) for each in dataset.expected)
+
+
+ODD = (None, "", "odd", 7, -1.5, [], {}, [7], ["odd"], {"odd": [None]}, True)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_odd_values_are_reported_or_read(name, tmp_path):
+    """Every value of every JSON and YAML table, replaced by others in turn: a line in the report, never an error."""
+    MINIATURES[name](tmp_path)
+    load = {".json": json.loads, ".yaml": yaml.safe_load}
+    dump = {".json": json.dumps, ".yaml": yaml.safe_dump}
+    for table in sorted(path for path in tmp_path.rglob("*") if path.suffix in load):
+        text = table.read_text()
+        held = load[table.suffix](text)
+        for place in places(held):
+            for odd in ODD:
+                table.write_text(dump[table.suffix](replaced(held, place, odd)))
+                try:
+                    read(name, tmp_path)
+                except DataError as error:
+                    assert table.name in str(error), f"{table.name} with {odd!r} at {place}"
+                except Exception as error:
+                    pytest.fail(f"{table.name} with {odd!r} at {place}: {type(error).__name__}: {error}")
+        table.write_text(text)
+
+
+def places(held, at=()):
+    """The keys that lead to each value in nested lists and dicts."""
+    children = enumerate(held) if isinstance(held, list) else held.items() if isinstance(held, dict) else ()
+    for key, child in children:
+        yield (*at, key)
+        yield from places(child, (*at, key))
+
+
+def replaced(held, place, value):
+    held = copy.deepcopy(held)
+    inside = held
+    for key in place[:-1]:
+        inside = inside[key]
+    inside[place[-1]] = value
+    return held
 
 
 def test_what_sets_say_besides(tmp_path):
