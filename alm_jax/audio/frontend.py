@@ -2,13 +2,13 @@
 
 Each has two forms that agree within 5e-3 (in decibel 0.022, which is as much): `numpy(wave)` for data workers, in
 float64 inside, and `jax(waves, lengths)` for the accelerator: batched, jit-able, every row as if it were cut to its own
-length.
+length. What else `jax` takes picks the kernel (`implementation` and `interpret` of `kernels.log_mel.log_mel`).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,8 +16,8 @@ from jax import Array, lax, vmap
 from numpy.lib.stride_tricks import sliding_window_view
 
 from alm_jax.audio.mel import htk_mel_filters, kaldi_mel_filters, slaney_mel_filters
-from alm_jax.audio.spectrum import frame, windowed_power
 from alm_jax.core.errors import AudioError, ConfigError
+from alm_jax.kernels.log_mel import log_mel
 
 KALDI_FLOOR = float(np.finfo(np.float32).eps)  # least mel energy before the logarithm
 _SILENT = 1e-8  # keeps silence from being divided by zero
@@ -115,7 +115,7 @@ class KaldiFbank:
             rows = _fit(rows, self.frames or len(rows))
         return ((rows - self.mean) / self.std).astype(np.float32)
 
-    def jax(self, waves: Array, lengths: Array) -> Array:
+    def jax(self, waves: Array, lengths: Array, **kernel: Any) -> Array:
         """`waves [B, n]`, of which row b holds `lengths[b]` samples -> `[B, frames, num_mels]` float32."""
         waves, lengths = _batch(waves, lengths)
         rows = self.frames
@@ -127,17 +127,21 @@ class KaldiFbank:
         if self.peak is not None:
             true = jnp.arange(waves.shape[1]) < lengths[:, None]
             waves *= self.peak / (jnp.max(jnp.abs(waves), axis=1, keepdims=True, initial=0, where=true) + _SILENT)
-        frames = frame(waves, self.frame_samples, self.hop, rows)
-        frames = frames - jnp.mean(frames, axis=-1, keepdims=True)
-        frames = frames - self.preemphasis * jnp.concatenate([frames[..., :1], frames[..., :-1]], axis=-1)
-        power = windowed_power(frames, _window(self.window, self.frame_samples), self.n_fft)
-        filters = jnp.asarray(self._filters(), jnp.float32)
-        energy = self.gain**2 * jnp.matmul(power, filters, precision="highest")
-        log_mel = jnp.log(jnp.maximum(energy, KALDI_FLOOR))
+        found = log_mel(
+            waves,
+            _window(self.window, self.frame_samples),
+            self.gain**2 * self._filters(),
+            hop=self.hop,
+            n_fft=self.n_fft,
+            rows=rows,
+            preemphasis=self.preemphasis,
+            floor=KALDI_FLOOR,
+            **kernel,
+        )
         count = jnp.maximum(0, 1 + (lengths - self.frame_samples) // self.hop)[:, None, None]
         padding = jnp.where(count > 0, 0.0, TOO_SHORT)
-        log_mel = jnp.where(jnp.arange(rows)[:, None] < count, log_mel, padding)
-        return (log_mel - self.mean) / self.std
+        found = jnp.where(jnp.arange(rows)[:, None] < count, found, padding)
+        return (found - self.mean) / self.std
 
     def scaled(self, wave: np.ndarray) -> np.ndarray:
         """The clip `[n]` as its frames are taken from it: as it is, or with mean 0 and the largest magnitude `peak`."""
@@ -206,22 +210,20 @@ class WhisperLogMel:
             rows = np.zeros((0, self.num_mels))
         return _fit(rows, len(rows) if self.frames is None else self.frames).astype(np.float32)
 
-    def jax(self, waves: Array, lengths: Array) -> Array:
+    def jax(self, waves: Array, lengths: Array, **kernel: Any) -> Array:
         """`waves [B, n]`, of which row b holds `lengths[b]` samples -> `[B, frames, num_mels]` float32."""
         waves, lengths = _batch(waves, lengths)
         if self.frames is not None and self.padding == "audio":
             waves = _fit_axis1(waves, self.frames * self.hop)
             lengths = jnp.full_like(lengths, waves.shape[1])
         rows, reach = waves.shape[1] // self.hop, self.n_fft // 2
-        frames = frame(_reflected(waves, lengths, reach), self.n_fft, self.hop, rows)
-        filters = jnp.asarray(slaney_mel_filters(self.num_mels, self.n_fft, self.sample_rate), jnp.float32)
-        power = windowed_power(frames, _window("periodic", self.n_fft), self.n_fft)
-        log_mel = jnp.log10(jnp.maximum(jnp.matmul(power, filters, precision="highest"), 1e-10))
+        filters = slaney_mel_filters(self.num_mels, self.n_fft, self.sample_rate)
+        found = _log10_mel(_reflected(waves, lengths, reach), filters, self.hop, self.n_fft, rows, kernel)
         count = jnp.where(lengths > reach, lengths // self.hop, 0)[:, None, None]
         true = jnp.arange(rows)[:, None] < count
-        peak = jnp.max(jnp.where(true, log_mel, -jnp.inf), axis=(1, 2), keepdims=True, initial=-jnp.inf)
-        log_mel = jnp.where(true, (jnp.maximum(log_mel, peak - 8.0) + 4.0) / 4.0, 0.0)
-        return log_mel if self.frames is None else _fit_axis1(log_mel, self.frames)
+        peak = jnp.max(jnp.where(true, found, -jnp.inf), axis=(1, 2), keepdims=True, initial=-jnp.inf)
+        found = jnp.where(true, (jnp.maximum(found, peak - 8.0) + 4.0) / 4.0, 0.0)
+        return found if self.frames is None else _fit_axis1(found, self.frames)
 
     def _log_mel(self, frames: np.ndarray) -> np.ndarray:
         power = np.abs(np.fft.rfft(frames * _window("periodic", self.n_fft))) ** 2
@@ -302,7 +304,7 @@ class LibrosaLogMel:
         rows = sliding_window_view(np.pad(wave, reach, mode="reflect"), self.n_fft)[:: self.hop]
         return _by_blocks(self._log_mel, rows).astype(np.float32)
 
-    def jax(self, waves: Array, lengths: Array) -> Array:
+    def jax(self, waves: Array, lengths: Array, **kernel: Any) -> Array:
         """`waves [B, n]`, of which row b holds `lengths[b]` samples -> `[B, frames, num_mels]` float32.
 
         Rows past a clip's own last frame are zero where `seconds` is None.
@@ -314,12 +316,9 @@ class LibrosaLogMel:
             waves = jnp.where(sample < self._repeats(whole) * lengths[:, None], heard, 0.0)
             lengths = jnp.full_like(lengths, self.samples)
         rows, reach = 1 + waves.shape[1] // self.hop, self.n_fft // 2
-        frames = frame(_reflected(waves, lengths, reach), self.n_fft, self.hop, rows)
-        power = windowed_power(frames, _window("periodic", self.n_fft), self.n_fft)
-        filters = jnp.asarray(self.filters(), jnp.float32)
-        log_mel = 10.0 * jnp.log10(jnp.maximum(jnp.matmul(power, filters, precision="highest"), 1e-10))
+        found = 10.0 * _log10_mel(_reflected(waves, lengths, reach), self.filters(), self.hop, self.n_fft, rows, kernel)
         count = jnp.where(lengths > reach, 1 + lengths // self.hop, 0)[:, None, None]
-        return jnp.where(jnp.arange(rows)[:, None] < count, log_mel, 0.0)
+        return jnp.where(jnp.arange(rows)[:, None] < count, found, 0.0)
 
     def _repeats(self, length):
         """How often a clip of `length` samples is laid behind itself, an int or an array of them."""
@@ -337,6 +336,12 @@ class LibrosaLogMel:
         make = slaney_mel_filters if self.mel_scale == "slaney" else htk_mel_filters
         rate = self.filter_rate or self.sample_rate
         return make(self.num_mels, self.n_fft, rate, self.low_freq, self.high_freq)
+
+
+def _log10_mel(waves: Array, filters: np.ndarray, hop: int, n_fft: int, rows: int, kernel: dict[str, Any]) -> Array:
+    """Whisper's and librosa's: `[B, rows, mels]` of periodic Hann windows, no less than -10."""
+    options = {"hop": hop, "n_fft": n_fft, "rows": rows, "floor": 1e-10, **kernel}
+    return log_mel(waves, _window("periodic", n_fft), filters, **options) / np.float32(np.log(10))
 
 
 def _reflected(waves: Array, lengths: Array, reach: int) -> Array:

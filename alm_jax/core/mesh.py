@@ -135,6 +135,12 @@ def platform() -> str:
     return jax.default_backend() if device is None else device.platform
 
 
+def device_kind() -> str:
+    """As `platform`, the model of the device: `TPU v5 lite`, `NVIDIA H100 80GB HBM3`, `cpu`."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return (jax.devices()[0] if device is None else device).device_kind
+
+
 def mesh_axes(name: str, rules: Rules = DEFAULT_RULES) -> tuple[str, ...]:
     """Mesh axes that divide a logical axis inside `per_device`; none where it runs its function as it is."""
     return dict(rules.mapping)[name] if _several_devices() else ()

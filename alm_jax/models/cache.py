@@ -21,7 +21,7 @@ class KVCache:
     """Keys and values of all layers, and which slots may be seen.
 
     Attributes:
-        k, v: [layers, B, S, kv_heads, head_dim].
+        k, v: [layers, B, kv_heads, S, head_dim]: a head's slots lie beside one another.
         segment_ids: int32 [B, S]; 0 marks padding and slots not written yet.
     """
 
@@ -33,15 +33,15 @@ class KVCache:
     def filled(cls, k: jax.Array, v: jax.Array, segment_ids: jax.Array, slots: int) -> KVCache:
         """A cache of `slots` slots that begins with k, v [layers, B, L, kv_heads, head_dim]."""
         room = slots - k.shape[2]
-        wide = ((0, 0), (0, 0), (0, room), (0, 0), (0, 0))
-        return cls(jnp.pad(k, wide), jnp.pad(v, wide), jnp.pad(segment_ids, ((0, 0), (0, room))))
+        wide = lambda x: jnp.pad(x.swapaxes(2, 3), ((0, 0), (0, 0), (0, 0), (0, room), (0, 0)))
+        return cls(wide(k), wide(v), jnp.pad(segment_ids, ((0, 0), (0, room))))
 
     def write(self, k: jax.Array, v: jax.Array, segment_ids: jax.Array, index: jax.Array) -> KVCache:
-        """The cache with new entries at slots index.. of every row and layer."""
-        at = (0, 0, index, 0, 0)
+        """The cache with new k, v [layers, B, L, kv_heads, head_dim] at slots index.. of every row."""
+        at = (0, 0, 0, index, 0)
         return KVCache(
-            jax.lax.dynamic_update_slice(self.k, k, at),
-            jax.lax.dynamic_update_slice(self.v, v, at),
+            jax.lax.dynamic_update_slice(self.k, k.swapaxes(2, 3), at),
+            jax.lax.dynamic_update_slice(self.v, v.swapaxes(2, 3), at),
             jax.lax.dynamic_update_slice(self.segment_ids, segment_ids, (0, index)),
         )
 

@@ -8,8 +8,8 @@ import pytest
 
 from alm_jax.audio import KaldiFbank, LibrosaLogMel, WhisperLogMel, fused_log_mel, load_audio
 from alm_jax.audio.mel import htk_mel_filters, kaldi_mel_filters, slaney_mel_filters
-from alm_jax.audio.spectrum import frame, windowed_power
 from alm_jax.core.errors import AudioError, ConfigError
+from alm_jax.kernels.log_mel.reference import frame, windowed_power
 
 # LTU's own float32 filterbank differs from a float64 one by up to 4e-3 in bins near silence, whose logarithms
 # magnify rounding; the project's target for filterbanks is 5e-3.

@@ -1,4 +1,4 @@
-"""Attention against a softmax written out in NumPy; the decode form against the whole-row form."""
+"""Attention against a softmax written out in NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from alm_jax.core.errors import ConfigError
-from alm_jax.kernels.attention import attention, decode_attention, splash
+from alm_jax.kernels.attention import attention, splash
 
 B, L, H, K, D = 2, 7, 4, 2, 8
 
@@ -66,27 +66,6 @@ def test_a_query_that_sees_nothing_is_finite():
     nothing = jnp.zeros((B, L), jnp.int32)
     run = lambda q: attention(q, k, v, q_segment_ids=nothing, kv_segment_ids=nothing, causal=True).sum()
     assert np.isfinite(run(q)) and np.isfinite(jax.grad(run)(q)).all()
-
-
-@pytest.mark.parametrize("new", [1, 3])
-def test_decode_equals_the_end_of_the_whole_row(new):
-    q, k, v = _inputs(1)
-    ids = np.ones((B, L), np.int32)
-    ids[0, :2] = 0
-    whole = attention(q, k, v, q_segment_ids=jnp.ones((B, L), jnp.int32), kv_segment_ids=jnp.array(ids), causal=True)
-    room = 4  # cache slots never written, full of rubbish
-    rubbish = np.full((B, room, K, D), 9.0, np.float32)
-    cached = [np.concatenate([x[:, : L - new], rubbish], 1) for x in (k, v)]
-    cache_ids = np.concatenate([ids[:, : L - new], np.zeros((B, room), np.int32)], 1)
-    part = decode_attention(
-        q[:, L - new :],
-        k[:, L - new :],
-        v[:, L - new :],
-        *cached,
-        q_segment_ids=jnp.ones((B, new), jnp.int32),
-        kv_segment_ids=jnp.array(cache_ids),
-    )
-    np.testing.assert_allclose(part, whole[:, L - new :], atol=2e-6)  # sums in another order
 
 
 @pytest.mark.parametrize(

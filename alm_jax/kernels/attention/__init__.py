@@ -1,5 +1,5 @@
-"""Scaled dot-product attention with segment ids, grouped keys and a decode form over a KV cache."""
+"""Scaled dot-product attention with segment ids and grouped keys."""
 
-from alm_jax.kernels.attention.api import attention, decode_attention
+from alm_jax.kernels.attention.api import attention
 
-__all__ = ["attention", "decode_attention"]
+__all__ = ["attention"]

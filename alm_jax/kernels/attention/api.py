@@ -53,31 +53,6 @@ def attention(
     return chosen.attention(q, k, v, bias=bias, scale=scale, **masks)
 
 
-def decode_attention(
-    q: jax.Array,
-    k_new: jax.Array,
-    v_new: jax.Array,
-    k_cache: jax.Array,
-    v_cache: jax.Array,
-    *,
-    q_segment_ids: jax.Array,
-    kv_segment_ids: jax.Array,
-    scale: float | None = None,
-) -> jax.Array:
-    """Attention of a few new tokens over a cache and, causally, over themselves.
-
-    Args:
-        q: [B, L, H, D]. k_new, v_new: [B, L, K, D]. k_cache, v_cache: [B, S, K, D].
-        q_segment_ids: int [B, L]. kv_segment_ids: int [B, S] of the cache; 0 marks slots not written or padded.
-
-    Returns:
-        [B, L, H, D].
-    """
-    return reference.decode_attention(
-        q, k_new, v_new, k_cache, v_cache, q_segment_ids=q_segment_ids, kv_segment_ids=kv_segment_ids, scale=scale
-    )
-
-
 def _module(name: str) -> Any:
     """Of an implementation; Pallas is only imported where it is used."""
     if name == "splash":

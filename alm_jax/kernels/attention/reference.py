@@ -23,22 +23,3 @@ def attention(q, k, v, *, q_segment_ids=None, kv_segment_ids=None, causal=False,
         mask = lower if mask is None else mask & lower
     bias = bias[None] if bias is not None and bias.ndim == 3 else bias
     return jax.nn.dot_product_attention(q, k, v, bias, mask, scale=scale, implementation="xla")
-
-
-def decode_attention(q, k_new, v_new, k_cache, v_cache, *, q_segment_ids, kv_segment_ids, scale=None):
-    """See `api.decode_attention`. The cache is read in place: only the scores, not the keys, are joined."""
-    batch, length, heads, width = q.shape
-    groups = k_cache.shape[2]
-    scale = width**-0.5 if scale is None else scale
-    q = q.reshape(batch, length, groups, heads // groups, width)
-    scores_cache = jnp.einsum("blgrd,bsgd->bgrls", q, k_cache, preferred_element_type=jnp.float32)
-    scores_new = jnp.einsum("blgrd,bsgd->bgrls", q, k_new, preferred_element_type=jnp.float32)
-    seen = segment_mask(q_segment_ids, kv_segment_ids)[:, :, None]
-    scores_cache = jnp.where(seen, scores_cache * scale, jnp.finfo(jnp.float32).min)
-    causal = jnp.tril(jnp.ones((length, length), bool))
-    scores_new = jnp.where(causal, scores_new * scale, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(jnp.concatenate([scores_cache, scores_new], axis=-1), axis=-1).astype(q.dtype)
-    slots = k_cache.shape[1]
-    out = jnp.einsum("bgrls,bsgd->blgrd", weights[..., :slots], v_cache)
-    out += jnp.einsum("bgrls,bsgd->blgrd", weights[..., slots:], v_new)
-    return out.reshape(batch, length, heads, width)

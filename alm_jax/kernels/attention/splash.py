@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +11,10 @@ from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
 from alm_jax.core import axes as ax
 from alm_jax.core.mesh import indivisible, per_device, platform
+from alm_jax.kernels import tuning
 
-_BLOCKS = (512, 256, 128)
+_BLOCKS = (512, 256, 128, 1024)  # of queries and of keys: the default is the first that divides them
+_SMALLEST = 128
 _WIDTHS = 64  # of heads: multiples of this have been compiled
 _Q = (ax.BATCH, None, ax.HEADS, None)  # a device has whole rows
 _KV = (ax.BATCH, None, ax.KV_HEADS, None)
@@ -25,8 +29,8 @@ def refusal(
         return f"it needs a TPU, the platform is {platform()}"
     if bias is not None:
         return "it adds no bias to the scores"
-    if q.shape[1] % _BLOCKS[-1] or k.shape[1] % _BLOCKS[-1]:
-        return f"it needs lengths of multiples of {_BLOCKS[-1]}, got {q.shape[1]} queries and {k.shape[1]} keys"
+    if q.shape[1] % _SMALLEST or k.shape[1] % _SMALLEST:
+        return f"it needs lengths of multiples of {_SMALLEST}, got {q.shape[1]} queries and {k.shape[1]} keys"
     if q.shape[-1] % _WIDTHS:
         return f"it needs heads of a width that is a multiple of {_WIDTHS}, got {q.shape[-1]}"
     return indivisible(q.shape, _Q) or indivisible(k.shape, _KV)
@@ -54,7 +58,7 @@ def attention(
     def local(q, k, v, *ids):
         mask = splash.MultiHeadMask([_mask(shape, causal, prefix)] * q.shape[2])
         kernel = splash.make_splash_mha(
-            mask, block_sizes=_block_sizes(*shape), head_shards=1, q_seq_shards=1, interpret=interpret
+            mask, block_sizes=_block_sizes(*shape, q.shape[-1]), head_shards=1, q_seq_shards=1, interpret=interpret
         )
         row = lambda q, k, v, *ids: kernel(q, k, v, segment_ids=splash.SegmentIds(*ids) if ids else None)
         out = jax.vmap(row)(*(x.swapaxes(1, 2) for x in (q, k, v)), *ids)
@@ -72,8 +76,11 @@ def _mask(shape: tuple[int, int], causal: bool, prefix: int) -> splash.Mask:
     return splash.NumpyMask(splash.make_causal_mask(shape) | (np.arange(shape[1]) < prefix))
 
 
-def _block_sizes(queries: int, keys: int) -> splash.BlockSizes:
-    q, kv = (next(size for size in _BLOCKS if length % size == 0) for length in (queries, keys))
+def _block_sizes(queries: int, keys: int, width: int) -> splash.BlockSizes:
+    fitting = [[size for size in _BLOCKS if length % size == 0] for length in (queries, keys)]
+    shape = {"queries": queries, "keys": keys, "width": width}
+    blocks = tuning.choose("attention.splash", shape, ({"q": q, "kv": kv} for q, kv in product(*fitting)))
+    q, kv = blocks["q"], blocks["kv"]
     return splash.BlockSizes(
         block_q=q,
         block_kv=kv,

@@ -18,11 +18,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from alm_jax.core.mesh import platform
+from alm_jax.kernels import tuning
 from alm_jax.kernels.linear_cross_entropy.head import Head
+from alm_jax.kernels.vmem import vmem
 
 LANES = 128
 _TOKENS, _VOCAB = (512, 256, 128), 1024  # sides of a tile: to choose from, and at most
-_SMALLEST_VMEM = 2**24  # of all generations (v4)
 
 
 def refusal(head: Head, width: int, vocab: int, dtype: Any) -> str | None:
@@ -33,8 +34,8 @@ def refusal(head: Head, width: int, vocab: int, dtype: Any) -> str | None:
         return f"it needs bfloat16 or float32, got {jnp.dtype(dtype)}"
     if width % LANES or vocab % LANES:
         return f"it needs a width and a vocabulary of multiples of {LANES} on each device, got {width} and {vocab}"
-    if _tiles(width, vocab, jnp.dtype(dtype).itemsize) is None:
-        return f"its smallest tiles of width {width} do not fit the {_vmem() // 2**20} MiB of VMEM"
+    if not any(_tiles(width, vocab, jnp.dtype(dtype).itemsize)):
+        return f"its smallest tiles of width {width} do not fit the {vmem() // 2**20} MiB of VMEM"
     return None
 
 
@@ -70,7 +71,9 @@ class _Call:
     @classmethod
     def of(cls, head: Head, hidden: jax.Array, kernel: jax.Array) -> _Call:
         (count, width), vocab = hidden.shape, kernel.shape[head.vocab_axis]
-        rows, columns = _tiles(width, vocab, hidden.dtype.itemsize)
+        shape = {"width": width, "vocab": vocab, "bytes": hidden.dtype.itemsize}
+        tile = tuning.choose("linear_cross_entropy", shape, _tiles(width, vocab, hidden.dtype.itemsize))
+        rows, columns = tile["tokens"], tile["vocab"]
         rows = min(rows, -(-count // 16) * 16)  # a bfloat16 tile has 16 sublanes
         return cls(head, count, -(-count // rows) * rows, width, vocab, (rows, columns))
 
@@ -98,7 +101,7 @@ class _Call:
             out_shape=shapes,
             scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
             compiler_params=pltpu.CompilerParams(
-                dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=_vmem()
+                dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=vmem()
             ),
             interpret=self.head.interpret,
         )
@@ -189,15 +192,12 @@ def _is_target(logits, targets, j) -> jax.Array:
     return columns == targets[...]
 
 
-def _tiles(width: int, vocab: int, itemsize: int) -> tuple[int, int] | None:
-    """The largest sides that fit VMEM: tokens first, so that the kernel is read as few times as can be."""
-    fitting = (tile for tile in _sides(vocab) if _bytes(*tile, width, itemsize) <= _vmem())
-    return next(fitting, None)
-
-
-def _sides(vocab: int) -> Iterator[tuple[int, int]]:
+def _tiles(width: int, vocab: int, itemsize: int) -> Iterator[tuning.Blocks]:
+    """Sides that fit VMEM, the most tokens first, so that the kernel is read as few times as can be."""
     for rows in _TOKENS:
-        yield from ((rows, columns) for columns in range(_VOCAB, 0, -LANES) if vocab % columns == 0)
+        for columns in range(_VOCAB, 0, -LANES):
+            if vocab % columns == 0 and _bytes(rows, columns, width, itemsize) <= vmem():
+                yield {"tokens": rows, "vocab": columns}
 
 
 def _bytes(rows: int, columns: int, width: int, itemsize: int) -> int:
@@ -206,9 +206,3 @@ def _bytes(rows: int, columns: int, width: int, itemsize: int) -> int:
     d_hidden = (2 * itemsize + 4) * rows * width
     d_kernel = (2 * 4 + 4) * columns * width
     return inputs + max(d_hidden, d_kernel) + 4 * rows * columns * 4
-
-
-def _vmem() -> int:
-    """Bytes of VMEM to use; the compiler takes some for itself."""
-    most = pltpu.get_tpu_info().vmem_capacity_bytes if platform() == "tpu" else _SMALLEST_VMEM
-    return most * 3 // 4

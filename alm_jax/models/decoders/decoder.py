@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from alm_jax.kernels.attention import attention, decode_attention
+from alm_jax.kernels.attention import attention
+from alm_jax.kernels.decode_attention import decode_attention
 from alm_jax.kernels.linear_cross_entropy import linear_cross_entropy
 from alm_jax.layers import stack
 from alm_jax.models.cache import KVCache
@@ -80,16 +81,14 @@ class Decoder(nnx.Module):
         new_ids = jnp.ones(positions.shape, jnp.int32)
         x, place = self.begin(x, positions)
 
-        def body(block, x, layer_cache):
-            k_cache, v_cache = layer_cache
-
+        def body(block, x, layer):
             def attend(q, k, v):
                 ids = {"q_segment_ids": new_ids, "kv_segment_ids": cache.segment_ids}
-                return decode_attention(q, k, v, k_cache, v_cache, **ids)
+                return decode_attention(q, k, v, cache.k, cache.v, layer=layer, **ids)
 
             return block(x, place, attend)
 
-        x, (k, v) = stack.run(body, self.blocks, x, (cache.k, cache.v))
+        x, (k, v) = stack.run(body, self.blocks, x, jnp.arange(self.config.depth))
         return self.norm(x), cache.write(k, v, new_ids, index)
 
     def logits(self, hidden: jax.Array) -> jax.Array:

@@ -13,7 +13,8 @@ from flax import nnx
 from alm_jax.core import axes as ax
 from alm_jax.core.errors import ConfigError
 from alm_jax.core.mesh import constrain
-from alm_jax.kernels.attention import attention, decode_attention
+from alm_jax.kernels.attention import attention
+from alm_jax.kernels.decode_attention import decode_attention
 from alm_jax.layers import initializers as init
 from alm_jax.layers import stack
 from alm_jax.layers.attention import Attention
@@ -141,12 +142,12 @@ class WhisperDecoder(nnx.Module):
         new_ids = jnp.ones(tokens.shape, jnp.int32)
         ids = {"q_segment_ids": new_ids, "kv_segment_ids": cache.segment_ids}
 
-        def body(block, x, layer):
-            audio, *seen = layer
-            return block(x, audio, lambda q, k, v: decode_attention(q, k, v, *seen, **ids))
+        def body(block, x, xs):
+            audio, layer = xs
+            return block(x, audio, lambda q, k, v: decode_attention(q, k, v, cache.k, cache.v, layer=layer, **ids))
 
         x = self.embed(tokens, index + jnp.arange(tokens.shape[1]), audio[0].dtype)
-        x, (k, v) = stack.run(body, self.blocks, x, (audio, cache.k, cache.v))
+        x, (k, v) = stack.run(body, self.blocks, x, (audio, jnp.arange(self.config.depth)))
         return self.norm(x), cache.write(k, v, new_ids, index)
 
     def logits(self, hidden: jax.Array) -> jax.Array:

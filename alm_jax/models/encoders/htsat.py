@@ -13,7 +13,7 @@ from flax import nnx
 from alm_jax.core import axes as ax
 from alm_jax.core.errors import ConfigError
 from alm_jax.core.mesh import constrain
-from alm_jax.kernels.attention import attention
+from alm_jax.kernels.window_attention import window_attention
 from alm_jax.layers import initializers as init
 from alm_jax.layers import stack
 from alm_jax.layers.attention import Attention
@@ -114,9 +114,9 @@ class WindowAttention(Attention):
         self.window = window
 
     def __call__(self, x: jax.Array, regions: jax.Array | None) -> jax.Array:
-        """`regions`: int [N, window**2]; a place sees those of its own region alone. None: it sees all."""
+        """`regions`: as `kernels.window_attention.window_attention` takes them."""
         bias = rearrange(self.position_bias[...][_offsets(self.window)], "q k h -> h q k")
-        out = attention(*self.split(x), bias=bias, q_segment_ids=regions, kv_segment_ids=regions)
+        out = window_attention(*self.split(x), bias, regions)
         return self.o(rearrange(out, "n l h d -> n l (h d)"))
 
 
@@ -136,7 +136,7 @@ class SwinBlock(nnx.Module):
         y, regions = self.norm1(x), None
         if shift:
             y = jnp.roll(y, (-shift, -shift), axis=(1, 2))
-            regions = jnp.tile(_regions(height, width, p, shift), (batch, 1))
+            regions = jnp.asarray(shift_regions(height, width, p, shift))
         y = rearrange(y, "b (i p) (j q) d -> (b i j) (p q) d", p=p, q=p)
         y = self.attn(y, regions)
         y = rearrange(y, "(b i j) (p q) d -> b (i p) (j q) d", b=batch, i=height // p, p=p)
@@ -351,7 +351,7 @@ def _offsets(window: int) -> np.ndarray:
     return offset[0] * (2 * window - 1) + offset[1]
 
 
-def _regions(height: int, width: int, window: int, shift: int) -> np.ndarray:
+def shift_regions(height: int, width: int, window: int, shift: int) -> np.ndarray:
     """int [windows, window**2] above 0: places that were neighbours before the grid was rolled by `shift` agree."""
 
     def along(size: int) -> np.ndarray:

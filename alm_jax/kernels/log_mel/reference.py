@@ -1,4 +1,6 @@
-"""Framing and power spectra in JAX, without gathers or the backend's FFT."""
+"""Log-mel in plain JAX, without gathers or the backend's FFT: defines the result on every platform."""
+
+from __future__ import annotations
 
 from functools import lru_cache
 
@@ -7,6 +9,17 @@ import numpy as np
 from jax import Array
 
 RADIX = 8
+
+
+def log_mel(waves, window, filters, *, hop, n_fft, rows, preemphasis, floor) -> Array:
+    """See `api.log_mel`."""
+    frames = frame(waves, len(window), hop, rows)
+    if preemphasis is not None:
+        frames = frames - jnp.mean(frames, axis=-1, keepdims=True)
+        frames = frames - preemphasis * jnp.concatenate([frames[..., :1], frames[..., :-1]], axis=-1)
+    power = windowed_power(frames, window, n_fft)
+    energy = jnp.matmul(power, jnp.asarray(filters, jnp.float32), precision="highest")
+    return jnp.log(jnp.maximum(energy, floor))
 
 
 def frame(waves: Array, length: int, hop: int, count: int) -> Array:
@@ -26,7 +39,7 @@ def windowed_power(frames: Array, window: np.ndarray, n_fft: int) -> Array:
     logarithms 80 dB and more below the loudest bin, so rounding counts: one n_fft-long product loses four to ten times
     more, and a TPU's FFT computes its cosines from float32 angles of hundreds of radians.
     """
-    first, second = _dft_factors(window.tobytes(), n_fft)
+    first, second = dft_factors(window.tobytes(), n_fft)
     m = n_fft // RADIX
     frames = jnp.pad(frames, [(0, 0)] * (frames.ndim - 1) + [(0, n_fft - frames.shape[-1])])
     frames = frames.reshape(*frames.shape[:-1], RADIX, m)
@@ -37,8 +50,8 @@ def windowed_power(frames: Array, window: np.ndarray, n_fft: int) -> Array:
 
 
 @lru_cache(maxsize=16)
-def _dft_factors(window: bytes, n_fft: int) -> tuple[np.ndarray, np.ndarray]:
-    """The two factors of the windowed DFT, float32.
+def dft_factors(window: bytes, n_fft: int) -> tuple[np.ndarray, np.ndarray]:
+    """The two factors of the windowed DFT, float32; `window` holds float64.
 
     With sample n = i m + j and bin k + 8 l, exp(-2 pi i n bin / n_fft) is the product of
     `first [i, k, c, j]` = window(n) exp(-2 pi i n k / n_fft), c its real and imaginary part, and
