@@ -186,6 +186,7 @@ class Experiment:
         weights: pretrained sources. stages: in order.
         mesh: devices along each axis. precision: None chooses by the device.
         seed: of random weights and dropout; the order of data has its own (`data.seed`).
+        topologies: chips that it is meant for, as `alm plan` calls them (`v5e:4x4`); it plans for the first.
         held_out: sets that are evaluated on, each `SOURCE[:SPLIT]` (`data.leaks.Clips`): rows about a clip that they
             hold too are left out. None: what is published to test on of the sets that are prepared beside those trained
             on; (): nothing.
@@ -203,6 +204,7 @@ class Experiment:
     mesh: MeshConfig = field(default_factory=MeshConfig)
     precision: Precision | None = None
     seed: int = 0
+    topologies: tuple[str, ...] = ()
     held_out: tuple[str, ...] | None = None
     loop: LoopConfig = field(default_factory=LoopConfig)
 
@@ -270,7 +272,7 @@ def experiment_of(config: dict[str, Any], where: object) -> Experiment:
 
 
 # What may differ between a run and its continuation: where and how often, not what is computed.
-_FREE = ("mesh.", "loop.")
+_FREE = ("mesh.", "loop.", "topologies")
 
 
 def check_same(old: Experiment, new: Experiment) -> None:

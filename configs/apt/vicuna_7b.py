@@ -108,6 +108,7 @@ def experiment(name: str, model: AlmConfig, stages: tuple[Stage, ...], **options
         "mesh": MeshConfig(data=1, fsdp=-1),
         "precision": MIXED,
         "seed": 42,
+        "topologies": ("v5e:4x4", "h100:8"),
         "loop": LoopConfig(checkpoint_every=500),
     }
     return Experiment(name=name, model=model, stages=stages, **(shared | options))

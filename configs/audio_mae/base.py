@@ -52,5 +52,6 @@ def get_config() -> Experiment:
         stages=(stage,),
         mesh=MeshConfig(data=1, fsdp=-1),
         precision=MIXED,
+        topologies=("v5e:4x4", "h100:8"),
         loop=LoopConfig(checkpoint_every=1000),
     )

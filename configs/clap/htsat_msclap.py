@@ -50,6 +50,7 @@ def experiment(name: str, clap: ClapConfig, stage: Stage, tokenizer: str, *weigh
         weights=weights,
         mesh=MeshConfig(data=1, fsdp=-1),
         precision=MIXED,
+        topologies=("v5e:4x4", "h100:8"),
         loop=LoopConfig(checkpoint_every=500),
     )
 

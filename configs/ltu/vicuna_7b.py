@@ -66,6 +66,7 @@ def experiment(name: str, decoder: LlamaConfig, pretrained: str, rows: Rows = OP
         mesh=MeshConfig(data=1, fsdp=-1),
         precision=MIXED,
         seed=42,
+        topologies=("v5e:4x4", "h100:8"),
         loop=LoopConfig(checkpoint_every=500),
     )
 

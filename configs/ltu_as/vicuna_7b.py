@@ -50,5 +50,6 @@ def get_config() -> Experiment:
         mesh=MeshConfig(data=1, fsdp=-1),
         precision=MIXED,
         seed=42,
+        topologies=("v5e:4x4", "h100:8"),
         loop=LoopConfig(checkpoint_every=500),
     )
