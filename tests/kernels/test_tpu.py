@@ -7,9 +7,13 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding
 
+from alm_jax.audio import KaldiFbank, WhisperLogMel
 from alm_jax.core.mesh import DEFAULT_RULES, MeshConfig, make_mesh
 from alm_jax.kernels.attention import attention
+from alm_jax.kernels.decode_attention import decode_attention
 from alm_jax.kernels.linear_cross_entropy import linear_cross_entropy
+from alm_jax.kernels.window_attention import window_attention
+from alm_jax.models.encoders.htsat import shift_regions
 from alm_jax.train.chips import CHIPS, find_topology
 
 pytestmark = [
@@ -49,6 +53,7 @@ def head(name, trains, dtype=jnp.bfloat16, rows=8, length=1024, width=4096, voca
     return jax.value_and_grad(loss, (0, 1) if trains else 0), arguments
 
 
+@pytest.mark.slow
 def test_cross_entropy_on_v5e():
     """`auto` takes the kernel, and a chip holds no logits of its tokens: 4 rows x 1024 x 16000 in float32."""
     mesh = make_mesh(MeshConfig(1, 2, 2), find_topology("v5e:2x2").devices)
@@ -67,7 +72,7 @@ def test_cross_entropy_on_every_generation(name):
     compiled(f, mesh, *arguments)
 
 
-@pytest.mark.parametrize("width", [64, 128])
+@pytest.mark.parametrize("width", [pytest.param(64, marks=pytest.mark.slow), 128])
 def test_splash_on_v5e(width):
     """`auto` takes it, forward and backward, grouped keys and all."""
     mesh = make_mesh(MeshConfig(1, 2, 2), find_topology("v5e:2x2").devices)
@@ -81,3 +86,56 @@ def test_splash_on_v5e(width):
     found, text = compiled(jax.grad(loss, (0, 1, 2)), mesh, *arguments)
     assert "splash" in text
     assert found.memory_analysis().temp_size_in_bytes < 2 * 8 * 1024 * 1024 * 4  # scores of two rows and eight heads
+
+
+def front_end(name, frontend=KaldiFbank(), rows=8):
+    arguments = [((rows, 160000), jnp.float32, ("batch", None)), ((rows,), jnp.int32, ("batch",))]
+    return lambda waves, lengths: frontend.jax(waves, lengths, implementation=name), arguments
+
+
+def decoding(name, rows=4, heads=32, kv_heads=8, slots=1024, width=128):
+    def f(q, k, v, k_cache, v_cache, layer, ids):
+        options = {"layer": layer, "q_segment_ids": ids[:, :1], "kv_segment_ids": ids, "implementation": name}
+        return decode_attention(q, k, v, k_cache, v_cache, **options)
+
+    q, new = (((rows, 1, count, width), jnp.bfloat16, ("batch", None, "heads", None)) for count in (heads, kv_heads))
+    cache = ((4, rows, kv_heads, slots, width), jnp.bfloat16, (None, "batch", "kv_heads", None, None))
+    return f, [q, new, new, cache, cache, ((), jnp.int32, ()), ((rows, slots), jnp.int32, ("batch", None))]
+
+
+def windows(name, rows=4, edge=16, heads=4, width=24):
+    regions = shift_regions(edge, edge, 8, 4)
+
+    def loss(*arrays):
+        out = window_attention(*arrays, jnp.asarray(regions), implementation=name)
+        return jnp.sum(out.astype(jnp.float32) ** 2)
+
+    one = ((rows * len(regions), 64, heads, width), jnp.bfloat16, ("batch", None, "heads", None))
+    return jax.grad(loss, (0, 1, 2, 3)), [one, one, one, ((heads, 64, 64), jnp.float32, ("heads", None, None))]
+
+
+@pytest.mark.parametrize("call", [front_end, decoding, windows])
+def test_auto_takes_the_kernel_on_v5e(call):
+    """And copies nothing large: of a layer's keys alone a chip has 2 MiB."""
+    mesh = make_mesh(MeshConfig(1, 2, 2), find_topology("v5e:2x2").devices)
+    found, text = compiled(*_with(mesh, *call("auto")))
+    assert "tpu_custom_call" in text
+    assert found.memory_analysis().temp_size_in_bytes < 2**20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, chip in CHIPS.items() if chip.kind == "tpu"])
+def test_kernels_on_every_generation(name):
+    topology = find_topology(CHIPS[name].example)
+    mesh, rows = make_mesh(MeshConfig(1, -1, 2), topology.devices), len(topology.devices)
+    compiled(*_with(mesh, *front_end("pallas_tpu", rows=rows)))
+    compiled(*_with(mesh, *front_end("pallas_tpu", WhisperLogMel(), rows)))
+    compiled(*_with(mesh, *decoding("pallas_tpu", rows)))
+    compiled(*_with(mesh, *decoding("pallas_tpu", rows, heads=32, kv_heads=32)))
+    compiled(*_with(mesh, *decoding("pallas_tpu", rows, heads=14, kv_heads=2, slots=192, width=64)))
+    compiled(*_with(mesh, *windows("pallas_tpu", rows, edge=64)))
+    compiled(*_with(mesh, *windows("pallas_tpu", rows, heads=16)))
+
+
+def _with(mesh, f, arguments):
+    return f, mesh, *arguments
