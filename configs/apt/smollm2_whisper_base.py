@@ -75,7 +75,9 @@ def align() -> Stage:
 def words() -> Stage:
     """The aligner's tokens and the words of the language model, which is not run."""
     stage = language("words", STEPS_WORDS, ("tagging",))
-    return replace(stage, data=rows(16, ("tagging",)), trainable=("aligner.*",), objective="heard_words")
+    optim = OptimConfig(2e-3, "cosine", 5)  # the aligner at full rate
+    data = rows(16, ("tagging",))
+    return replace(stage, data=data, trainable=("aligner.*",), optim=optim, objective="heard_words")
 
 
 def language(name: str, steps: int, *groups: tuple[str, ...]) -> Stage:
