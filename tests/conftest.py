@@ -9,6 +9,7 @@ from tests.devices import FLAGS
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("XLA_FLAGS", FLAGS)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # files run beside each other
 
 import jax
 import pytest

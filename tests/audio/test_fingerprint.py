@@ -140,6 +140,7 @@ def test_a_tone_is_not_another():
     assert {(match.clip, match.known) for match in Known(prints).find(prints)} == {(i, i) for i in range(8)}
 
 
+@pytest.mark.slow
 def test_recordings(shared_sounds):
     """Recordings, half of them below 1.6 s: copies are found, and of 43,660 pairs none but those that are made of one
     recording. Measured, of all and of those from 2 s on: mp3 0.92 and 0.99; cuts 0.72 and 0.98; both, softer and

@@ -39,6 +39,7 @@ def done(caches, tmp_path_factory):
     return out, exact(read_metrics(out / "metrics.jsonl"))
 
 
+@pytest.mark.slow  # of the mechanism: test_resume.py
 def test_a_run_that_was_stopped_goes_on_to_the_bit(done, caches, tmp_path, monkeypatch):
     """Noise and dropout are drawn by the step."""
     from alm_jax.train.interrupts import Interrupts
