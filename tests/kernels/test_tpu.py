@@ -67,7 +67,7 @@ def test_cross_entropy_on_v5e():
 @pytest.mark.parametrize("name", [name for name, chip in CHIPS.items() if chip.kind == "tpu"])
 def test_cross_entropy_on_every_generation(name):
     topology = find_topology(CHIPS[name].example)
-    mesh = make_mesh(MeshConfig(1, -1, 2), topology.devices)
+    mesh = make_mesh(MeshConfig(1, -1, 1), topology.devices)
     f, arguments = head("pallas_tpu", trains=True, dtype=jnp.float32, rows=len(topology.devices))
     compiled(f, mesh, *arguments)
 
@@ -127,7 +127,7 @@ def test_auto_takes_the_kernel_on_v5e(call):
 @pytest.mark.parametrize("name", [name for name, chip in CHIPS.items() if chip.kind == "tpu"])
 def test_kernels_on_every_generation(name):
     topology = find_topology(CHIPS[name].example)
-    mesh, rows = make_mesh(MeshConfig(1, -1, 2), topology.devices), len(topology.devices)
+    mesh, rows = make_mesh(MeshConfig(1, -1, 1), topology.devices), len(topology.devices)
     compiled(*_with(mesh, *front_end("pallas_tpu", rows=rows)))
     compiled(*_with(mesh, *front_end("pallas_tpu", WhisperLogMel(), rows)))
     compiled(*_with(mesh, *decoding("pallas_tpu", rows)))
