@@ -30,7 +30,10 @@ def test_it_measures_both_sides_and_finds_regressions(tmp_path, monkeypatch, cap
     assert "slower or larger than recorded: toy: time ratio" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["attention", "cross_entropy", "decode_attention", "log_mel", "window_attention"])
+NAMES = ["attention", "cross_entropy", "decode_attention", "int8_matmul", "log_mel", "window_attention"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_both_sides_of_every_case_give_the_same_shapes(name):
     cases = list(importlib.import_module("bench").BENCHES[name]())
     assert len({case.name for case in cases}) == len(cases)

@@ -101,6 +101,38 @@ def decode_attention() -> Iterator[Case]:
         yield Case(name, side("auto"), side("reference"), partial(arrays, named_config(model), rows, slots))
 
 
+def int8_matmul() -> Iterator[Case]:
+    """Values and gradient for the input of a layer of a decoder, its kernel in int8 against one as models compute."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from alm_jax.core.mesh import platform
+    from alm_jax.kernels.int8_matmul import int8_matmul
+    from alm_jax.models.registry import named_config
+
+    def ours(implementation: str) -> Callable[..., Any]:
+        def loss(x, codes, scale, kernel):
+            return _squares(int8_matmul(x, codes, scale, implementation=implementation))
+
+        return jax.value_and_grad(loss)
+
+    theirs = jax.value_and_grad(lambda x, codes, scale, kernel: _squares(x @ kernel))
+
+    def arrays(rows: int, inputs: int, outputs: int):
+        codes = np.random.default_rng(0).integers(-127, 128, (inputs, outputs)).astype(np.int8)
+        x, kernel = _normal((1, rows, inputs), (inputs, outputs))
+        return x, jnp.asarray(codes), jnp.full(outputs, 1 / 127), kernel
+
+    names = ("pallas_tpu", "reference") if platform() == "tpu" else ("reference",)
+    small, large = [("smollm2_135m", 1024)], [("vicuna_7b", rows) for rows in (16, 1024, 8192)]
+    for model, rows in small if _on_cpu() else large:
+        c = named_config(model)
+        for name in names:
+            make = partial(arrays, rows, c.dim, c.mlp_dim)
+            yield Case(f"{model}, mlp.up of {rows} tokens, {name}", ours(name), theirs, make)
+
+
 def log_mel() -> Iterator[Case]:
     """Front ends on the device, from samples to what encoders take."""
     import jax.numpy as jnp
@@ -152,9 +184,16 @@ BENCHES: dict[str, Callable[[], Iterator[Case]]] = {
     "attention": attention,
     "cross_entropy": cross_entropy,
     "decode_attention": decode_attention,
+    "int8_matmul": int8_matmul,
     "log_mel": log_mel,
     "window_attention": window_attention,
 }
+
+
+def _squares(y: Any) -> Any:
+    import jax.numpy as jnp
+
+    return jnp.sum(jnp.square(y.astype(jnp.float32)))
 
 
 def _on_cpu() -> bool:

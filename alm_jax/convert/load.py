@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from alm_jax.convert.names import Style, style_of
 from alm_jax.convert.rules import Table
 from alm_jax.convert.stream import Fill, Stored, read
 from alm_jax.core.errors import CheckpointError
-from alm_jax.core.tree import Arrays, matches
+from alm_jax.core.tree import matches
 
 Source = tuple[TensorFile, Table]
 _PROBE = 64  # leading rows by which two tensors that should be tied are compared
@@ -157,7 +157,8 @@ def load(
     *,
     shardings: Mapping[str, jax.sharding.Sharding] | None = None,
     init: Sequence[str] = (),
-) -> Arrays:
+    hold: Callable[[str, jax.Array], Any] | None = None,
+) -> dict[str, Any]:
     """Read parameters; `check` comes first.
 
     Args:
@@ -165,21 +166,22 @@ def load(
         sources: files with the table that each is read by.
         shardings: `{path: sharding}` of all paths (`core.mesh.shardings`); None puts all on the default device.
         init: patterns of paths that may stay unfilled.
+        hold: what is kept of each parameter, asked for before the next is read; None for itself.
 
     Returns:
-        `{path: jax.Array}` of the filled paths, in the order of `target`.
+        `{path: jax.Array}`, or what `hold` gave, of the filled paths, in the order of `target`.
 
     Raises:
         CheckpointError: as `check`; or tensors that should be tied, or zero, are not.
     """
     fills = check(target, sources, init)
     _check_values(sources)
-    whole = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return {
-        path: read(fills[path], leaf.shape, leaf.dtype, shardings[path] if shardings else whole)
-        for path, leaf in target.items()
-        if path in fills
-    }
+    whole, held = jax.sharding.SingleDeviceSharding(jax.devices()[0]), {}
+    for path, leaf in target.items():
+        if path in fills:
+            array = read(fills[path], leaf.shape, leaf.dtype, shardings[path] if shardings else whole)
+            held[path] = array if hold is None else hold(path, array)
+    return held
 
 
 def stored(target: Mapping[str, Any], sources: Sequence[Source], init: Sequence[str] = ()) -> dict[str, Stored]:

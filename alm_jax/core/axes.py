@@ -13,5 +13,6 @@ FEATURES = "features"  # the aligner's input width
 
 BATCH = "batch"  # rows of a batch
 LENGTH = "length"  # positions of a row
+ROW_HEADS = "row_heads"  # heads of what attends over whole rows (DeepSpeed-Ulysses, Jacobs et al. 2023)
 
-LOGICAL = (LAYERS, EMBED, HEADS, KV_HEADS, MLP, VOCAB, LORA, PATCH, POSITION, FEATURES, BATCH, LENGTH)
+LOGICAL = (LAYERS, EMBED, HEADS, KV_HEADS, MLP, VOCAB, LORA, PATCH, POSITION, FEATURES, BATCH, LENGTH, ROW_HEADS)

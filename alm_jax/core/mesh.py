@@ -8,14 +8,15 @@ from math import prod
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from alm_jax.core import axes as ax
 from alm_jax.core import tree
 from alm_jax.core.errors import ConfigError
 
-DATA, FSDP, TENSOR = "data", "fsdp", "tensor"
-MESH_AXES = (DATA, FSDP, TENSOR)
+DATA, FSDP, CONTEXT, TENSOR = "data", "fsdp", "context", "tensor"
+MESH_AXES = (DATA, FSDP, CONTEXT, TENSOR)  # what talks most is innermost, between neighbours
 
 
 @dataclass(frozen=True)
@@ -23,14 +24,29 @@ class MeshConfig:
     """Devices along each mesh axis; one axis may be -1 and takes the rest.
 
     Attributes:
-        data: replicas that see different rows.
+        data: replicas that see different rows; they share the optimiser's state (ZeRO-1).
         fsdp: rows and parameters both divided (ZeRO-3).
         tensor: heads, feed-forward units and vocabulary divided.
+        context: positions of a row divided; where attention needs whole rows, heads instead (`axes.ROW_HEADS`).
+        slices: slices of TPUs, or groups of hosts, between which the network is slower. Each is a mesh of the sizes
+            above, and they are replicas: the mesh has `slices` times `data` devices along its data axis.
     """
 
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
+    context: int = 1
+    slices: int = 1
+
+
+MESHES = {
+    "data": MeshConfig(),
+    "fsdp": MeshConfig(data=1, fsdp=-1),
+    "fsdp_tensor4": MeshConfig(data=1, fsdp=-1, tensor=4),
+    "fsdp_tensor8": MeshConfig(data=1, fsdp=-1, tensor=8),
+    "fsdp_context4": MeshConfig(data=1, fsdp=-1, context=4),
+}
+"""By name, for `--set mesh=fsdp`."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +65,8 @@ class Rules:
         (ax.POSITION, ()),
         (ax.FEATURES, ()),
         (ax.BATCH, (DATA, FSDP)),
-        (ax.LENGTH, ()),
+        (ax.LENGTH, (CONTEXT,)),
+        (ax.ROW_HEADS, (TENSOR, CONTEXT)),
     )
 
     def spec(self, axes: Sequence[str | None]) -> PartitionSpec:
@@ -73,22 +90,34 @@ DEFAULT_RULES = Rules()
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """Mesh with axes `data`, `fsdp`, `tensor` over the given (default: all) devices.
+    """Mesh with the axes `MESH_AXES` over the given (default: all) devices.
 
     Raises:
-        ConfigError: the sizes do not multiply to the number of devices.
+        ConfigError: the sizes do not multiply to the number of devices, or the devices are of other slices.
     """
     devices = list(jax.devices() if devices is None else devices)
-    sizes = [config.data, config.fsdp, config.tensor]
-    if sizes.count(-1) == 1:
-        known = prod(size for size in sizes if size != -1)
-        sizes[sizes.index(-1)] = len(devices) // known if known > 0 else 0
-    if min(sizes) < 1 or prod(sizes) != len(devices):
-        wanted = ", ".join(f"{name}={size}" for name, size in zip(MESH_AXES, vars(config).values()))
+    found = len({getattr(device, "slice_index", 0) for device in devices})
+    if found > 1 and found != config.slices:
         raise ConfigError(
-            f"mesh ({wanted}) does not fit {len(devices)} devices: the sizes must multiply to that number"
+            f"the {len(devices)} devices are of {found} slices, and mesh.slices is {config.slices}: set mesh.slices to "
+            f"{found}, and the other sizes to those of one slice"
         )
-    return jax.make_mesh(tuple(sizes), MESH_AXES, devices=devices, axis_types=(AxisType.Auto,) * 3)
+    sizes = [getattr(config, name) for name in MESH_AXES]
+    if sizes.count(-1) == 1:
+        known = prod(size for size in sizes if size != -1) * config.slices
+        sizes[sizes.index(-1)] = len(devices) // known if known > 0 else 0
+    if min(*sizes, config.slices) < 1 or prod(sizes) * config.slices != len(devices):
+        wanted = ", ".join(f"{name}={size}" for name, size in vars(config).items())
+        raise ConfigError(
+            f"mesh ({wanted}) does not fit {len(devices)} devices: the sizes must multiply to that number; set one of "
+            "them to -1, which takes what the others leave"
+        )
+    types = (AxisType.Auto,) * len(MESH_AXES)
+    if found > 1:
+        outer = (config.slices, *[1] * (len(sizes) - 1))
+        placed = mesh_utils.create_hybrid_device_mesh(sizes, outer, devices, allow_split_physical_axes=True)
+        return Mesh(placed, MESH_AXES, axis_types=types)
+    return jax.make_mesh((sizes[0] * config.slices, *sizes[1:]), MESH_AXES, devices=devices, axis_types=types)
 
 
 def specs(module: Any, rules: Rules = DEFAULT_RULES) -> dict[str, PartitionSpec]:
@@ -112,8 +141,24 @@ def shardings(module: Any, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> dict[str
             offenders.append(f"{path} {leaves[path].shape} by {spec}")
         result[path] = sharding
     if offenders:
-        raise ConfigError(f"mesh {dict(mesh.shape)} does not divide: " + "; ".join(offenders))
+        raise ConfigError(
+            f"mesh {dict(mesh.shape)} does not divide {'; '.join(offenders)}: take mesh.fsdp and mesh.tensor that do"
+        )
     return result
+
+
+def over_replicas(sharding: NamedSharding, shape: Sequence[int]) -> NamedSharding:
+    """The same, and divided over `data` as well, along the first axis of `shape` that this divides evenly, if any.
+
+    For what each replica may update a share of: an optimiser's statistics (ZeRO-1, Rajbhandari et al. 2020).
+    """
+    sizes, spec = sharding.mesh.shape, [*sharding.spec, *[None] * (len(shape) - len(sharding.spec))]
+    for axis, size in enumerate(shape):
+        along = () if spec[axis] is None else (spec[axis],) if isinstance(spec[axis], str) else tuple(spec[axis])
+        if sizes[DATA] > 1 and size % prod(sizes[name] for name in (*along, DATA)) == 0:
+            spec[axis] = (*along, DATA) if along else DATA
+            return NamedSharding(sharding.mesh, PartitionSpec(*spec))
+    return sharding
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -122,11 +167,16 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def constrain(x: jax.Array, *axes: str | None, rules: Rules = DEFAULT_RULES) -> jax.Array:
-    """Pin an activation's layout by logical axis names; does nothing outside `jax.set_mesh`."""
+    """Pin an activation's layout by logical axis names; does nothing outside `jax.set_mesh`.
+
+    Mesh axes that do not divide an axis evenly leave it whole: the frames of an encoder, over `context`.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
-    return jax.lax.with_sharding_constraint(x, rules.spec(axes))
+    counts = parts(axes, rules)
+    spec = [entry if size % count == 0 else None for entry, size, count in zip(rules.spec(axes), x.shape, counts)]
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 
 
 def platform() -> str:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 Dtype = Literal["float32", "bfloat16"]
+Storage = Literal["int8", "nf4"]
 
 
 @dataclass(frozen=True)
@@ -19,14 +20,24 @@ class Precision:
     Attributes:
         frozen: dtype of weights that do not train.
         compute: dtype of activations; norms, softmax and losses are float32 whatever it is.
+        decoder: how kernels in the decoder's blocks that do not train are stored (`models.quantized`): QLoRA, where
+            LoRA trains over them. None is as `frozen` says.
     """
 
     frozen: Dtype = "bfloat16"
     compute: Dtype = "bfloat16"
+    decoder: Storage | None = None
 
 
 FLOAT32 = Precision("float32", "float32")
 MIXED = Precision("bfloat16", "bfloat16")
+PRECISIONS = {
+    "float32": FLOAT32,
+    "mixed": MIXED,
+    "int8": Precision(decoder="int8"),
+    "nf4": Precision(decoder="nf4"),
+}
+"""By name, for `--set precision=nf4`."""
 
 
 def default_precision() -> Precision:

@@ -35,7 +35,8 @@ class Lora:
 class Dense(nnx.Module):
     """y = x @ kernel (+ bias) (+ LoRA): [..., in] -> [..., out], computed in the dtype of x.
 
-    The kernel is `[in, out]`. Adapters are float32 parameters over a base of any dtype; A is Kaiming-uniform, B zero.
+    The kernel is `[in, out]`, or a module that multiplies x by one (`models.quantized`). Adapters are float32
+    parameters over a base of any dtype; A is Kaiming-uniform, B zero.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class Dense(nnx.Module):
 
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """[..., in] -> [..., out]; `key` turns the adapter's dropout on."""
-        y = x @ self.kernel[...].astype(x.dtype)
+        y = x @ self.kernel[...].astype(x.dtype) if isinstance(self.kernel, nnx.Variable) else self.kernel(x)
         if self.bias is not None:
             y += self.bias[...].astype(x.dtype)
         if self.lora is not None:

@@ -6,6 +6,8 @@ from typing import Any
 
 from alm_jax.core.config import did_you_mean
 from alm_jax.core.errors import ConfigError
+from alm_jax.core.mesh import MESHES
+from alm_jax.core.precision import PRECISIONS
 from alm_jax.layers.dense import Lora
 from alm_jax.models.aligners.clap_heads import ClapHeads, ClapHeadsConfig
 from alm_jax.models.aligners.mae_decoder import MaeDecoder, MaeDecoderConfig
@@ -134,13 +136,12 @@ def module_of(config: Any) -> type:
 
 
 def named_config(name: str) -> Any:
-    """The config that a name in `CONFIGS` stands for.
+    """The config that a name stands for: of a model in `CONFIGS`, or of a mesh or a precision.
 
     Raises:
         ConfigError: no such name; the message holds the closest one.
     """
-    if name not in CONFIGS:
-        raise ConfigError(
-            f"no config is named {name!r}{did_you_mean(name, CONFIGS) or '.'} Names: {', '.join(CONFIGS)}"
-        )
-    return CONFIGS[name]
+    named = CONFIGS | MESHES | PRECISIONS
+    if name not in named:
+        raise ConfigError(f"no config is named {name!r}{did_you_mean(name, named) or '.'} Names: {', '.join(named)}")
+    return named[name]

@@ -56,7 +56,10 @@ def process_rows(mesh: Mesh, rows: int) -> dict[int, tuple[int, ...]]:
     sharding = meshes.batch_sharding(mesh)
     divisor = mesh.shape[meshes.DATA] * mesh.shape[meshes.FSDP]
     if rows % divisor:
-        raise ConfigError(f"batch of {rows} rows is not divisible by the {divisor} devices along data and fsdp")
+        raise ConfigError(
+            f"batch of {rows} rows is not divisible by the {divisor} devices along data and fsdp: set data.batch_size "
+            f"to a multiple of {divisor}, or give devices to mesh.tensor or mesh.context"
+        )
     held: dict[int, set[int]] = {}
     for device, (part, *_) in sharding.devices_indices_map((rows,)).items():
         held.setdefault(device.process_index, set()).update(range(*part.indices(rows)))

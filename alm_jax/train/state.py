@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from alm_jax.core.mesh import over_replicas
 from alm_jax.core.tree import Arrays
 from alm_jax.train.optim import Optimizer
 
@@ -41,14 +42,15 @@ def create_state(params: Arrays, optimizer: Optimizer, key: jax.Array) -> TrainS
 def abstract_state(params: Arrays, optimizer: Optimizer, shardings: dict[str, NamedSharding], mesh: Mesh) -> TrainState:
     """Shapes, dtypes and shardings of the state that trains `params` (arrays or `ShapeDtypeStruct`s).
 
-    Optimiser statistics lie as the parameter they belong to; scalars and the key are replicated.
+    Optimiser statistics lie as the parameter they belong to, its replicas each with a share (`mesh.over_replicas`);
+    scalars and the key are replicated.
     """
     replicated = NamedSharding(mesh, PartitionSpec())
     shapes = jax.eval_shape(lambda p: create_state(p, optimizer, jax.random.key(0)), params)
     place = {path: shardings[path] for path in params}
     opt_state = optax.tree_map_params(
         optimizer.transform,
-        _placed,
+        lambda leaf, sharding: _placed(leaf, over_replicas(sharding, leaf.shape)),
         shapes.opt_state,
         place,
         transform_non_params=lambda leaf: _placed(leaf, replicated),

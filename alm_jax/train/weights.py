@@ -26,6 +26,7 @@ from alm_jax.core.precision import Precision
 from alm_jax.core.tree import Arrays
 from alm_jax.models.alm import AlmConfig, build
 from alm_jax.models.clap_training import clap_config, is_clap, training_path
+from alm_jax.models.quantized import quantize, quantized
 from alm_jax.models.registry import PARTS
 from alm_jax.train.checkpoint import RunFolder, Source, StageFolder
 from alm_jax.train.config import PREVIOUS, Experiment, Stage, Weights, experiment_of
@@ -45,9 +46,28 @@ class StageModel:
     precision: Precision
 
     @cached_property
-    def like(self) -> Any:
-        """The abstract module."""
+    def plain(self) -> Any:
+        """The abstract module before anything of it is quantised."""
         return tree.abstract(lambda key: build(self.config, key))
+
+    @cached_property
+    def like(self) -> Any:
+        """The abstract module, its kernels as they are held.
+
+        Raises:
+            ConfigError: they cannot be held so.
+        """
+        if not self.quantized:
+            return self.plain
+        return jax.eval_shape(lambda module: quantized(module, self.quantized, self.precision.decoder), self.plain)
+
+    @cached_property
+    def quantized(self) -> tuple[str, ...]:
+        """Paths of the kernels that are held in fewer bits: what does not train in the decoder's blocks."""
+        if self.precision.decoder is None:
+            return ()
+        kernels = [path for path in tree.variables(self.plain) if fnmatchcase(path, "decoder.blocks.*.kernel")]
+        return tuple(path for path in kernels if path not in self.trained)
 
     @cached_property
     def trained(self) -> frozenset[str]:
@@ -56,7 +76,7 @@ class StageModel:
         Raises:
             ConfigError: a pattern fits nothing, or cached features and a training encoder are asked for.
         """
-        learnable = {path: v for path, v in tree.variables(self.like).items() if isinstance(v, nnx.Param)}
+        learnable = {path: v for path, v in tree.variables(self.plain).items() if isinstance(v, nnx.Param)}
         try:
             chosen, _ = tree.split(learnable, self.stage.trainable)
         except ConfigError as error:
@@ -69,15 +89,54 @@ class StageModel:
         return frozenset(chosen)
 
     @cached_property
+    def given(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shape, dtype and sharding of every parameter as sources give it: what trains is float32, the rest as the
+        precision says; nothing is quantised.
+
+        Raises:
+            ConfigError: the mesh does not divide the parameters, the decoder's heads or the rows' lengths.
+        """
+        self._check_mesh()
+        return self._described(self.plain)
+
+    def _check_mesh(self) -> None:
+        tensor, context = self.mesh.shape[meshes.TENSOR], self.mesh.shape[meshes.CONTEXT]
+        for name in ("heads", "kv_heads"):
+            if (heads := getattr(self.config.decoder, name, tensor)) % tensor:
+                raise ConfigError(
+                    f"mesh.tensor {tensor} does not divide model.decoder.{name} {heads}: set mesh.tensor to a divisor"
+                )
+        held_out = self.stage.validation
+        for data in (self.stage.data, *([held_out.data] if held_out else [])):
+            if odd := [length for length in data.buckets if length % context]:
+                raise ConfigError(
+                    f"stage {self.stage.name!r}: mesh.context {context} does not divide rows of {odd[0]} positions "
+                    f"(data.buckets): set buckets to multiples of {context}, or mesh.context to a divisor"
+                )
+
+    @cached_property
     def target(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shape, dtype and sharding of every parameter: what trains is float32, the rest as the precision says."""
-        places = meshes.shardings(self.like, self.mesh)
-        result = {}
-        for path, leaf in tree.flatten(self.like).items():
-            floating = jnp.issubdtype(leaf.dtype, jnp.floating)
-            dtype = jnp.float32 if path in self.trained else (self.precision.frozen if floating else leaf.dtype)
+        """As `given`, of parameters as they are held: `X.kernel.codes` and `X.kernel.scale` where quantised."""
+        return self._described(self.like) if self.quantized else self.given
+
+    def _described(self, module: Any) -> dict[str, jax.ShapeDtypeStruct]:
+        places, result = meshes.shardings(module, self.mesh), {}
+        for path, leaf in tree.flatten(module).items():
+            as_it_is = not jnp.issubdtype(leaf.dtype, jnp.floating) or path.rpartition(".")[0] in self.quantized
+            dtype = jnp.float32 if path in self.trained else (leaf.dtype if as_it_is else self.precision.frozen)
             result[path] = jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=places[path])
         return result
+
+    def hold(self, path: str, leaf: Any) -> Any:
+        """A parameter in the dtype that is `given`; of one that is quantised its `{"codes", "scale"}`."""
+        if isinstance(leaf, dict):
+            return leaf
+        wanted = self.given[path]
+        leaf = leaf if leaf.dtype == wanted.dtype else leaf.astype(wanted.dtype)
+        if path not in self.quantized:
+            return leaf
+        places = {name: self.target[f"{path}.{name}"].sharding for name in ("codes", "scale")}
+        return jax.jit(quantize, static_argnums=1, out_shardings=places)(leaf, self.precision.decoder)
 
     @property
     def shardings(self) -> dict[str, NamedSharding]:
@@ -126,15 +185,15 @@ def begin(experiment: Experiment, index: int, run: RunFolder, model: StageModel)
             name, given = weights.source, _handed_over(_last_stage(Path(weights.source)), weights, stage, model)
         else:
             name = weights.source
-            given, source = _pretrained(weights, model, lacking=model.target.keys() - arrays.keys())
+            given, source = _pretrained(weights, model, lacking=model.given.keys() - arrays.keys())
             start.sources += [source] if source else []
         fresh = {path: leaf for path, leaf in given.items() if path not in arrays}
         if source is None:
             start.carried |= {path: leaf for path, leaf in fresh.items() if path not in model.trained}
         start.origin |= {path: name for path in fresh}
         arrays |= fresh
-    short = [path for path, leaf in arrays.items() if leaf.shape != model.target[path].shape]
-    scratch = random_values(experiment, model, [path for path in model.target if path not in arrays] + short)
+    short = [p for p, leaf in arrays.items() if not isinstance(leaf, dict) and leaf.shape != model.given[p].shape]
+    scratch = random_values(experiment, model, [path for path in model.given if path not in arrays] + short)
     start.origin |= {path: "random" for path in scratch if path not in arrays}
     for path in short:  # what was added to a vocabulary
         scratch[path] = scratch[path].at[: len(arrays[path])].set(arrays[path].astype(scratch[path].dtype))
@@ -150,13 +209,13 @@ def restore(experiment: Experiment, index: int, folder: StageFolder, model: Stag
     """
     start = Start()
     names = set(folder.carried_names())
-    arrays = folder.carried({path: model.target[path] for path in names if path in model.target})
+    arrays = folder.carried({path: model.given[path] for path in names if path in model.given})
     known = {source.name: source for source in folder.sources()}
     done = arrays.keys() | model.trained
     for weights in (*experiment.stages[index].init_from, *experiment.weights):
         if weights.source not in known:
             continue
-        given, source = _pretrained(weights, model, lacking=model.target.keys() - done)
+        given, source = _pretrained(weights, model, lacking=model.given.keys() - done)
         if source and source.sha256 != known[weights.source].sha256:
             raise CheckpointError(
                 f"{weights.source} has changed since the run began ({folder.path / 'sources.json'}); restore the files "
@@ -164,21 +223,21 @@ def restore(experiment: Experiment, index: int, folder: StageFolder, model: Stag
             )
         arrays |= {path: leaf for path, leaf in given.items() if path not in done}
         done = done | given.keys()
-    if missing := [path for path in model.target if path not in done]:
+    if missing := [path for path in model.given if path not in done]:
         raise CheckpointError(f"{folder.path} does not hold {', '.join(fold(missing))}, and no source does")
-    start.frozen = {path: _as_wanted(arrays[path], model.target[path]) for path in model.target if path in arrays}
-    return start
+    return _divide(start, arrays, model)
 
 
 def _divide(start: Start, arrays: Arrays, model: StageModel) -> Start:
-    for path, wanted in model.target.items():
-        part = start.params if path in model.trained else start.frozen
-        part[path] = _as_wanted(arrays[path], wanted)
+    """Parameters as they are held; `arrays` is emptied meanwhile, so that what was quantised is let go of."""
+    for path in model.given:
+        if path in arrays:
+            held = model.hold(path, arrays.pop(path))
+            if isinstance(held, dict):
+                start.frozen |= {f"{path}.{name}": part for name, part in held.items()}
+            else:
+                (start.params if path in model.trained else start.frozen)[path] = held
     return start
-
-
-def _as_wanted(leaf: jax.Array, wanted: jax.ShapeDtypeStruct) -> jax.Array:
-    return leaf if leaf.dtype == wanted.dtype else leaf.astype(wanted.dtype)
 
 
 def _handed_over(folder: StageFolder, weights: Weights, stage: Stage, model: StageModel) -> Arrays:
@@ -189,7 +248,7 @@ def _handed_over(folder: StageFolder, weights: Weights, stage: Stage, model: Sta
     trained, carried = folder.weight_names(step), folder.carried_names()
     called = {name: ours for name in (*trained, *carried) if (ours := _renamed(name, weights.names)) is not None}
     called = {name: ours for name, ours in called.items() if fnmatchcase(ours, weights.path)}
-    homeless = [n for n, ours in called.items() if ours not in model.target and not tree.matches(ours, stage.drop)]
+    homeless = [n for n, ours in called.items() if ours not in model.given and not tree.matches(ours, stage.drop)]
     if homeless:
         raise ConfigError(
             f"stage {stage.name!r}: {', '.join(fold(homeless))} of {folder.path} have no place in its model; name them "
@@ -197,8 +256,8 @@ def _handed_over(folder: StageFolder, weights: Weights, stage: Stage, model: Sta
         )
     wanted = {}
     for name, ours in called.items():
-        if ours in model.target and not tree.matches(ours, stage.drop):
-            leaf = model.target[ours]
+        if ours in model.given and not tree.matches(ours, stage.drop):
+            leaf = model.given[ours]
             wanted[name] = jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=leaf.sharding)
     first = {name: leaf for name, leaf in wanted.items() if name in set(trained)}
     given = folder.weights(step, first) | folder.carried({n: leaf for n, leaf in wanted.items() if n not in first})
@@ -231,7 +290,7 @@ def _last_stage(path: Path) -> StageFolder:
 def _pretrained(weights: Weights, model: StageModel, lacking: Iterable[str]) -> tuple[Arrays, Source | None]:
     """The parameters that a checkpoint fills; nothing is read if none of them is lacking."""
     lacking = set(lacking)
-    mine = [path for path in model.target if fnmatchcase(path, weights.path)]
+    mine = [path for path in model.given if fnmatchcase(path, weights.path)]
     if not mine:
         raise ConfigError(f"weights {weights.path!r} from {weights.source} fit no parameter of the model")
     if not any(path in lacking and not tree.matches(path, weights.init) for path in mine):
@@ -242,7 +301,7 @@ def _pretrained(weights: Weights, model: StageModel, lacking: Iterable[str]) -> 
     prefix = f"{part}." if part else ""
     given = _beginning(weights, file, config)
     sources = [(file, table) for table in given.tables]
-    target = {path.removeprefix(prefix): model.target[path] for path in mine}
+    target = {path.removeprefix(prefix): model.given[path] for path in mine}
     held = shapes_in(file, given.tables[0]) if given.grows else {}
     for path in given.grows:
         if path in target and path in held and held[path].shape[0] < target[path].shape[0]:
@@ -250,14 +309,15 @@ def _pretrained(weights: Weights, model: StageModel, lacking: Iterable[str]) -> 
             target[path] = jax.ShapeDtypeStruct(held[path].shape, target[path].dtype, sharding=alike)
     places = {path: leaf.sharding for path, leaf in target.items()}
     init = [*given.lacks, *(pattern.removeprefix(prefix) for pattern in weights.init)]
-    arrays = load(target, sources, shardings=places, init=init)
+    hold = lambda path, leaf: model.hold(prefix + path, leaf) if prefix + path in model.quantized else leaf
+    arrays = load(target, sources, shardings=places, init=init, hold=hold)
     source = Source(weights.source, found.revision or "", hub.hashes(file.path), (weights.path,))
     return {prefix + path: leaf for path, leaf in arrays.items()}, source
 
 
 def _part_of(model: StageModel, pattern: str) -> tuple[str, Any]:
     """Path and config of the innermost part that a pattern of parameters names: `aligner.text.encoder.*`, `*`."""
-    part, config, module, names = "", model.config, model.like, pattern.split(".")
+    part, config, module, names = "", model.config, model.plain, pattern.split(".")
     for depth, name in enumerate(names[:-1], start=1):
         module = getattr(module, name, None)
         if type(own := getattr(module, "config", None)) in PARTS:
@@ -294,7 +354,7 @@ def random_values(experiment: Experiment, model: StageModel, paths: Sequence[str
     def make(key: jax.Array) -> Arrays:
         return {path: leaf for path, leaf in tree.flatten(build(model.config, key)).items() if path in wanted}
 
-    places = {path: leaf.sharding for path, leaf in model.target.items() if path in wanted}
+    places = {path: leaf.sharding for path, leaf in model.given.items() if path in wanted}
     # Run once: on CPU, compiling is nearly all that it costs.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     return jax.jit(make, out_shardings=places, compiler_options=options)(jax.random.key(experiment.seed))

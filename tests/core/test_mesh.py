@@ -2,8 +2,10 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
@@ -44,26 +46,69 @@ def test_sizes_that_do_not_fit_the_devices(config):
         mesh.make_mesh(config, jax.devices()[:1])
 
 
+class Device(SimpleNamespace):
+    """Of a pod of slices, as much of it as a mesh asks for."""
+
+    __hash__ = object.__hash__
+
+
+def pod(slices, chips):
+    """Chips in an order that is not that of their slices."""
+    one = lambda i: Device(id=i, slice_index=i % slices, process_index=i % slices, platform="other", device_kind="chip")
+    return [one(i) for i in range(slices * chips)]
+
+
+def test_slices_are_replicas_of_each_other():
+    made = mesh.make_mesh(mesh.MeshConfig(data=2, fsdp=-1, tensor=2, slices=3), pod(3, 8))
+    assert dict(made.shape) == {"data": 6, "fsdp": 2, "context": 1, "tensor": 2}
+    slices = np.vectorize(lambda device: device.slice_index)(made.devices)
+    assert [set(row.flat) for row in slices] == [{0}, {0}, {1}, {1}, {2}, {2}]
+
+
+def test_devices_of_slices_that_the_mesh_does_not_name():
+    with pytest.raises(ConfigError, match=r"24 devices are of 3 slices, and mesh\.slices is 1: set mesh\.slices to 3"):
+        mesh.make_mesh(mesh.MESHES["fsdp"], pod(3, 8))
+
+
 def test_constrain_does_nothing_without_a_mesh():
     x = jax.numpy.ones((2, 3))
     assert mesh.constrain(x, "batch", None) is x
 
 
 EIGHT = """
+from dataclasses import replace
 import jax
+from jax.sharding import PartitionSpec as P
 from alm_jax.core import mesh, tree
 from alm_jax.core.errors import ConfigError
 from alm_jax.models.alm import build
 from tests.core.test_mesh import TINY
 assert jax.device_count() == 8
 m = mesh.make_mesh(mesh.MeshConfig(data=-1, fsdp=2, tensor=2))
-assert dict(m.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+assert dict(m.shape) == {"data": 2, "fsdp": 2, "context": 1, "tensor": 2}
 like = tree.abstract(lambda key: build(TINY, key))
 places = mesh.shardings(like, m)
 assert places["decoder.embed.embedding"].shard_shape((64, 32)) == (32, 16)
 assert mesh.batch_sharding(m).shard_shape((8, 5)) == (2, 5)
+assert dict(mesh.make_mesh(mesh.MeshConfig(data=1, fsdp=-1, slices=2)).shape)["data"] == 2  # a CPU has no slices
+
+# Statistics of an optimiser: over the first axis that the replicas divide, beside what divides it already.
+def shared(path, shape):
+    return tuple(mesh.over_replicas(places[path], shape).spec)
+
+assert shared("decoder.blocks.attn.q.lora_a", (2, 32, 8)) == ("data", "fsdp", None)
+assert shared("decoder.blocks.attn.q.lora_a", (3, 32, 8)) == (None, ("fsdp", "data"), None)
+assert shared("decoder.blocks.attn.q.lora_a", (3, 2, 7)) == (None, "fsdp", None)
+
+# Activations: what the mesh does not divide stays whole.
+m = mesh.make_mesh(mesh.MeshConfig(data=1, fsdp=2, context=4))
+with jax.set_mesh(m):
+    for length, spec in ((8, ("fsdp", "context")), (9, ("fsdp",))):
+        x = jax.jit(lambda x: mesh.constrain(x, "batch", "length", None))(jax.numpy.ones((2, length, 3)))
+        assert x.sharding.is_equivalent_to(jax.NamedSharding(m, P(*spec)), 3), x.sharding
+odd = replace(TINY, decoder=replace(TINY.decoder, vocab_size=62))
 try:
-    mesh.shardings(like, mesh.make_mesh(mesh.MeshConfig(data=1, fsdp=1, tensor=8)))
+    mesh.shardings(tree.abstract(lambda key: build(odd, key)), mesh.make_mesh(mesh.MeshConfig(2, 1, 4)))
 except ConfigError as error:
     print(error)
 """
@@ -75,3 +120,5 @@ def test_eight_devices(repo):
         [sys.executable, "-c", EIGHT], env={**__import__("os").environ, **env}, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr
+    assert "does not divide decoder.embed.embedding (62, 32)" in result.stdout
+    assert result.stdout.rstrip().endswith("take mesh.fsdp and mesh.tensor that do")

@@ -1,4 +1,4 @@
-"""Kernels on eight host devices, rows and heads or vocabulary divided, against references on one device."""
+"""Kernels on eight host devices, rows and heads, vocabulary or positions divided, against references on one device."""
 
 import subprocess
 import sys
@@ -12,7 +12,9 @@ from jax.sharding import NamedSharding
 from alm_jax.audio import KaldiFbank
 from alm_jax.core import mesh as meshes
 from alm_jax.kernels.attention import attention, splash
+from alm_jax.kernels.attention.rows import whole_rows
 from alm_jax.kernels.decode_attention import decode_attention
+from alm_jax.kernels.int8_matmul import int8_matmul
 from alm_jax.kernels.linear_cross_entropy import linear_cross_entropy
 from alm_jax.kernels.window_attention import window_attention
 
@@ -25,6 +27,8 @@ ids = rng.integers(1, 3, (4, 128), np.int32)
 windows, bias, regions = normal(8, 16, 2, 8), normal(2, 16, 16), rng.integers(1, 3, (2, 16), np.int32)
 cache, filled = normal(2, 4, 2, 64, 64), np.int32(np.arange(64) >= 9 * np.arange(4)[:, None])
 waves = normal(4, 2000)
+codes, scale = rng.integers(-127, 128, (256, 512)).astype(np.int8), rng.uniform(size=512).astype(np.float32)
+narrow, wide = normal(8, 6, 256), normal(8, 6, 512)
 
 def head(axis, name):
     options = {"vocab_axis": axis, "implementation": name, "interpret": True}
@@ -55,6 +59,15 @@ def log_mel(name):
     run = lambda waves: KaldiFbank(frames=16).jax(waves, jnp.full(4, 2000), implementation=name, interpret=True)
     return run, [(waves, "batch", None)]
 
+def multiply(axes, name):  # columns divided, or rows; forward and backward
+    def f(x, codes, scale, dy):
+        options = {"axes": axes, "implementation": name, "interpret": True}
+        y, backward = jax.vjp(lambda x: int8_matmul(x, codes, scale, **options), x)
+        return y, backward(dy)[0]
+
+    rows = [(x, "batch", None, "mlp" if axis == "mlp" else None) for x, axis in zip((narrow, wide), axes)]
+    return f, [rows[0], (codes, *axes), (scale, axes[1]), rows[1]]
+
 def run(call, **sizes):
     devices = int(np.prod([*sizes.values()]))
     mesh = meshes.make_mesh(meshes.MeshConfig(**sizes), jax.devices()[:devices])
@@ -67,16 +80,21 @@ def check(ours, theirs):  # sums in another order, and softmax over parts of the
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5 * np.abs(theirs).max())
 
 calls = [
-    (partial(head, 0), ["chunked", "pallas_tpu"]),
+    (partial(head, 0), ["pallas_tpu", "chunked"]),
     (partial(head, 1), ["pallas_gpu", "chunked"]),
     (attend, ["splash"]),
     *[(call, ["pallas_tpu"]) for call in (in_windows, decode, log_mel)],
+    *[(partial(multiply, axes), ["reference", "pallas_tpu"]) for axes in (("embed", "mlp"), ("mlp", "embed"))],
 ]
+# Positions over two devices: heads divide by them, or (two of keys, by tensor 2 x context 2) do not.
+positions = [{"data": 2, "fsdp": 2, "tensor": 1, "context": 2}, {"data": 1, "fsdp": 2, "tensor": 2, "context": 2}]
 for call, names in calls:
     expected = run(call("reference"), data=1, fsdp=1, tensor=1)
     for name in names:
         found = run(call(name), data=2, fsdp=2, tensor=2)
         jax.tree.map(check, found, expected)
+    for sizes in positions if names[-1] in ("chunked", "splash") else []:
+        jax.tree.map(check, run(call(names[-1]), **sizes), expected)
     if call is calls[1][0]:
         assert found[1][1].sharding.spec == meshes.DEFAULT_RULES.spec(("embed", "vocab")), found[1][1].sharding
     print("equal", *names)
@@ -84,6 +102,9 @@ for call, names in calls:
 with jax.set_mesh(meshes.make_mesh(meshes.MeshConfig(data=2, fsdp=2, tensor=2))):
     assert "devices along batch, which do not divide 7" in meshes.indivisible((7,), ("batch",))
     assert np.isfinite(linear_cross_entropy(hidden[:7], kernel, targets[:7], weight[:7]))  # the reference
+for sizes in positions:
+    with jax.set_mesh(meshes.make_mesh(meshes.MeshConfig(**sizes))):
+        assert whole_rows(q, k)[0][2] == ("row_heads" if sizes["tensor"] == 1 else "heads")
 print("done")
 """
 
@@ -92,4 +113,4 @@ def test_eight_devices_give_the_values_and_gradients_of_one(repo):
     environment = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": host_devices(8), "PATH": ""}
     done = subprocess.run([sys.executable, "-c", EIGHT], cwd=repo, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("equal") == 6 and done.stdout.endswith("done\n")
+    assert done.stdout.count("equal") == 8 and done.stdout.endswith("done\n")

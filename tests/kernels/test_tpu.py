@@ -11,6 +11,7 @@ from alm_jax.audio import KaldiFbank, WhisperLogMel
 from alm_jax.core.mesh import DEFAULT_RULES, MeshConfig, make_mesh
 from alm_jax.kernels.attention import attention
 from alm_jax.kernels.decode_attention import decode_attention
+from alm_jax.kernels.int8_matmul import int8_matmul
 from alm_jax.kernels.linear_cross_entropy import linear_cross_entropy
 from alm_jax.kernels.window_attention import window_attention
 from alm_jax.models.encoders.htsat import shift_regions
@@ -86,6 +87,27 @@ def test_splash_on_v5e(width):
     found, text = compiled(jax.grad(loss, (0, 1, 2)), mesh, *arguments)
     assert "splash" in text
     assert found.memory_analysis().temp_size_in_bytes < 2 * 8 * 1024 * 1024 * 4  # scores of two rows and eight heads
+
+
+@pytest.mark.parametrize("implementation", ["reference", "pallas_tpu"])
+@pytest.mark.parametrize("axes", [("embed", "mlp"), pytest.param(("mlp", "embed"), marks=pytest.mark.slow)])
+def test_int8_matmul_on_v5e(implementation, axes):
+    """Forward and backward of a layer of 7B; no temporary is the kernel in bfloat16, of which a chip has half."""
+    mesh = make_mesh(MeshConfig(1, 2, 2), find_topology("v5e:2x2").devices)
+    sizes = dict(embed=4096, mlp=11008)
+
+    def layer(x, codes, scale, dy):
+        y, backward = jax.vjp(lambda x: int8_matmul(x, codes, scale, axes=axes, implementation=implementation), x)
+        return y, backward(dy)
+
+    rows = lambda axis: ((8, 1024, sizes[axis]), jnp.bfloat16, ("batch", None, None if axis == "embed" else axis))
+    kernel = (tuple(sizes[axis] for axis in axes), jnp.int8, axes)
+    scale = ((sizes[axes[1]],), jnp.float32, axes[1:])
+    found, text = compiled(layer, mesh, rows(axes[0]), kernel, scale, rows(axes[1]))
+    assert ("tpu_custom_call" in text) == (implementation == "pallas_tpu")
+    gathered = 4096 * 11008 // 2
+    activations = 2 * 4 * 1024 * 4096 * 2 if axes[0] == "mlp" else 0  # a sum over devices, and dy x scale
+    assert found.memory_analysis().temp_size_in_bytes < gathered * 1.2 + activations
 
 
 def front_end(name, frontend=KaldiFbank(), rows=8):

@@ -19,6 +19,7 @@ from alm_jax.models.clap import Clap, ClapConfig
 from alm_jax.models.decoders.gpt2 import Gpt2Config
 from alm_jax.models.encoders.clap import ClapEncoderConfig
 from alm_jax.models.encoders.htsat import HtsatConfig
+from alm_jax.models.quantized import quantize
 from alm_jax.models.text.bert import Bert, BertConfig
 from alm_jax.train.checkpoint import RunFolder
 from alm_jax.train.config import Weights
@@ -91,6 +92,42 @@ def test_frozen_parameters_are_held_as_the_precision_says_and_carried_as_they_ca
     assert {str(leaf.dtype) for leaf in start.frozen.values()} == {"bfloat16"}
     assert {str(leaf.dtype) for leaf in start.params.values()} == {"float32"}
     assert {str(leaf.dtype) for leaf in folder.carried().values()} == {"float32"}
+
+
+@pytest.mark.parametrize("storage", ["int8", "nf4"])
+def test_frozen_kernels_of_the_decoder_are_held_in_fewer_bits(decoder, tmp_path, storage):
+    path, theirs = decoder
+    experiment = experiment_with(Weights("decoder.*", str(path)))
+    precision = replace(FLOAT32, decoder=storage)
+    model, start, folder = begun(experiment, tmp_path, precision)
+    assert start.frozen.keys() | start.params.keys() == model.target.keys()
+    kernels = [name for name in theirs if name.startswith("blocks.") and name.endswith(".kernel")]
+    assert len(kernels) == 7
+    for name, leaf in theirs.items():
+        if name not in kernels:  # embeddings, norms and the head as they were
+            np.testing.assert_array_equal(start.frozen[f"decoder.{name}"], leaf)
+            continue
+        for part, values in quantize(leaf, storage).items():
+            np.testing.assert_array_equal(start.frozen[f"decoder.{name}.{part}"], values)
+            assert model.target[f"decoder.{name}.{part}"].dtype == values.dtype
+    assert all(name.startswith("encoder.") for name in start.carried)
+    again = restore(experiment, 0, folder, model)
+    for name, leaf in start.frozen.items():
+        np.testing.assert_array_equal(again.frozen[name], leaf, err_msg=name)
+    # What reads the run without, an export say, has the source's own values.
+    plain = restore(experiment, 0, folder, model_of(experiment))
+    for name, leaf in theirs.items():
+        np.testing.assert_array_equal(plain.frozen[f"decoder.{name}"], leaf)
+
+
+def test_random_kernels_are_carried_as_they_came_and_held_in_fewer_bits(tmp_path):
+    experiment = experiment_with(trainable=("aligner.*", "decoder.blocks.attn.q.*"))
+    model, start, folder = begun(experiment, tmp_path, replace(FLOAT32, decoder="int8"))
+    assert "decoder.blocks.attn.q.kernel" in start.params  # what trains is not quantised
+    assert str(folder.carried()["decoder.blocks.attn.k.kernel"].dtype) == "float32"
+    again = restore(experiment, 0, folder, model)
+    for name, leaf in start.frozen.items():
+        np.testing.assert_array_equal(again.frozen[name], leaf, err_msg=name)
 
 
 def test_a_resume_reads_the_same_frozen_parameters(decoder, tmp_path):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from alm_jax.core.mesh import platform
+from alm_jax.core.mesh import constrain, platform
 from alm_jax.kernels.attention.reference import segment_mask
+from alm_jax.kernels.attention.rows import whole_rows
 
 
 def refusal(q: jax.Array, k: jax.Array, prefix: int = 0, bias: jax.Array | None = None) -> str | None:
@@ -27,5 +28,7 @@ def refusal(q: jax.Array, k: jax.Array, prefix: int = 0, bias: jax.Array | None 
 def attention(q, k, v, *, q_segment_ids=None, kv_segment_ids=None, causal=False, prefix=0, bias=None, scale=None):
     """See `api.attention`; `prefix` is 0 and `bias` None (`refusal`)."""
     del prefix, bias
+    q_axes, kv_axes = whole_rows(q, k)
+    q, k, v = constrain(q, *q_axes), constrain(k, *kv_axes), constrain(v, *kv_axes)
     mask = None if q_segment_ids is None else segment_mask(q_segment_ids, kv_segment_ids)
     return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, scale=scale, implementation="cudnn")

@@ -12,12 +12,11 @@ from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from alm_jax.core import axes as ax
 from alm_jax.core.mesh import indivisible, per_device, platform
 from alm_jax.kernels import tuning
+from alm_jax.kernels.attention.rows import whole_rows
 
 _BLOCKS = (512, 256, 128, 1024)  # of queries and of keys: the default is the first that divides them
 _SMALLEST = 128
 _WIDTHS = 64  # of heads: multiples of this have been compiled
-_Q = (ax.BATCH, None, ax.HEADS, None)  # a device has whole rows
-_KV = (ax.BATCH, None, ax.KV_HEADS, None)
 _IDS = (ax.BATCH, None)
 
 
@@ -33,7 +32,8 @@ def refusal(
         return f"it needs lengths of multiples of {_SMALLEST}, got {q.shape[1]} queries and {k.shape[1]} keys"
     if q.shape[-1] % _WIDTHS:
         return f"it needs heads of a width that is a multiple of {_WIDTHS}, got {q.shape[-1]}"
-    return indivisible(q.shape, _Q) or indivisible(k.shape, _KV)
+    q_axes, kv_axes = whole_rows(q, k)
+    return indivisible(q.shape, q_axes) or indivisible(k.shape, kv_axes)
 
 
 def attention(
@@ -65,7 +65,8 @@ def attention(
         return (out.swapaxes(1, 2),)
 
     scaled = (q * (q.shape[-1] ** -0.5 if scale is None else scale)).astype(q.dtype)
-    return per_device(local, [_Q, _KV, _KV, *[_IDS] * len(ids)], [_Q])(scaled, k, v, *ids)[0]
+    q_axes, kv_axes = whole_rows(q, k)
+    return per_device(local, [q_axes, kv_axes, kv_axes, *[_IDS] * len(ids)], [q_axes])(scaled, k, v, *ids)[0]
 
 
 def _mask(shape: tuple[int, int], causal: bool, prefix: int) -> splash.Mask:
