@@ -128,7 +128,7 @@ def test_only_public_modules_of_other_libraries():
 
     wrong = [
         str(found)
-        for path in python_files("alm_jax", "configs", "tools", "tests")
+        for path in python_files("alm_jax", "configs", "launch", "tools", "tests")
         for found in imports(path)
         if not found.module.startswith(("alm_jax.", "tests.")) and private(found.module)
     ]
@@ -136,13 +136,13 @@ def test_only_public_modules_of_other_libraries():
 
 
 def test_files_are_short():
-    sizes = {path: len(path.read_text().splitlines()) for path in python_files("alm_jax", "configs", "tools")}
+    sizes = {path: len(path.read_text().splitlines()) for path in python_files("alm_jax", "configs", "launch", "tools")}
     assert not {str(path.relative_to(REPO)): size for path, size in sizes.items() if size > MAX_LINES}
 
 
 def test_public_names_are_documented():
     missing = []
-    for path in python_files("alm_jax", "tools"):
+    for path in python_files("alm_jax", "launch", "tools"):
         where = path.relative_to(REPO)
         if tree(path).body and not ast.get_docstring(tree(path)):
             missing.append(f"{where}: module")
@@ -156,7 +156,11 @@ def test_public_names_are_documented():
 def test_no_paths_of_one_machine():
     folders = "|".join(("work", "root", "home/[a-z]+", "mnt", "tmp/[a-z_]+"))
     pattern = re.compile(rf"""(^|[\s"'`=(:])/({folders})/""")
-    texts = [*python_files("alm_jax", "configs", "tools", "tests"), REPO / ".ci" / "run", REPO / "pyproject.toml"]
+    texts = [
+        *python_files("alm_jax", "configs", "launch", "tools", "tests"),
+        REPO / ".ci" / "run",
+        REPO / "pyproject.toml",
+    ]
     texts += sorted([*REPO.glob("*.md"), *(REPO / "docs").rglob("*.md")])
     wrong = [
         f"{path.relative_to(REPO)}:{number}: {line.strip()}"

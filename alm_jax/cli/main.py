@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
-        return 130
+        return _leave(130)
     except BrokenPipeError:
         # What is still buffered has no reader; without this Python complains about it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -75,10 +75,17 @@ def main(argv: list[str] | None = None) -> int:
         message = _one_line(str(error)) or "no message"
         if isinstance(error, AlmError):
             print(f"alm: error: {message}", file=sys.stderr)
-            return error.exit_code
+            return _leave(error.exit_code)
         hint = "" if debug else " (run with --debug for the traceback)"
         print(f"alm: error: {type(error).__name__}: {message}{hint}", file=sys.stderr)
-        return 1
+        return _leave(1)
+
+
+def _leave(code: int) -> int:
+    """The exit code of a failure; where other processes take part, exits with it at once."""
+    if (processes := sys.modules.get("alm_jax.core.processes")) is not None:
+        processes.leave(code)
+    return code
 
 
 def _dispatch(args: list[str]) -> int:

@@ -28,20 +28,21 @@ _EXAMPLES = {
 _FRAME = re.compile("[╭╮╰╯│]|\x1b\\[[0-9;]*m")  # borders (where the terminal has them) and colours
 
 
-def parse(kind: type[Options], args: list[str], command: str) -> Options:
-    """The options of `alm COMMAND` as an instance of the dataclass `kind`, whose docstring is the help text.
+def parse(kind: type[Options], args: list[str], command: str, program: str = "alm") -> Options:
+    """The options of `PROGRAM COMMAND` as an instance of the dataclass `kind`, whose docstring is the help text.
 
     Raises:
         UsageError: what is wrong with `args`, in one line.
         SystemExit: 0, after printing the help that `args` ask for.
     """
-    with _errors_in_one_line(command):
-        return tyro.cli(kind, args=args, prog=f"alm {command}", description=inspect.getdoc(kind), config=_CONFIG)
+    name = f"{program} {command}"
+    with _errors_in_one_line(name):
+        return tyro.cli(kind, args=args, prog=name, description=inspect.getdoc(kind), config=_CONFIG)
 
 
 def parse_known(kind: type[Options], args: list[str], command: str) -> tuple[Options, list[str]]:
     """Like `parse`, with the arguments that `kind` does not know given back for `parse_config`."""
-    with _errors_in_one_line(command):
+    with _errors_in_one_line(f"alm {command}"):
         return tyro.cli(
             kind,
             args=args,
@@ -56,7 +57,7 @@ def parse_config(config: Options, args: list[str], command: str) -> Options:
     """`config` changed by typed flags such as `--stages.0.steps 10`: every field of it is one."""
     if not args:
         return config
-    with _errors_in_one_line(command):
+    with _errors_in_one_line(f"alm {command}"):
         return tyro.cli(
             type(config),
             default=config,
@@ -68,7 +69,9 @@ def parse_config(config: Options, args: list[str], command: str) -> Options:
 
 
 def check_folder(out: Path) -> None:
-    """Raise UsageError if `--out` is a file."""
+    """Raise UsageError if `--out` is a file, or a URL."""
+    if re.match(r"\w+:/", str(out)):  # a path has lost the second slash
+        raise UsageError(f"--out {out} is a URL; mount the bucket (gcsfuse, s3fs) and give the folder of the mount")
     if out.is_file():
         raise UsageError(f"--out {out} is a file; give a folder")
 
@@ -90,7 +93,7 @@ def parse_settings(settings: tuple[str, ...], flag: str = "--set") -> Mapping[st
 
 
 @contextlib.contextmanager
-def _errors_in_one_line(command: str) -> Any:
+def _errors_in_one_line(program: str) -> Any:
     stderr = io.StringIO()
     try:
         with contextlib.redirect_stderr(stderr), warnings.catch_warnings(action="ignore"):
@@ -98,7 +101,7 @@ def _errors_in_one_line(command: str) -> Any:
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise UsageError(f"{reduce_box(stderr.getvalue())}; see alm {command} --help") from None
+        raise UsageError(f"{reduce_box(stderr.getvalue())}; see {program} --help") from None
 
 
 def reduce_box(text: str) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -29,6 +31,7 @@ class Sweep:
       alm sweep ltu/tiny --out runs/tiny-sweep
       alm sweep ltu/tiny --out runs/tiny-sweep --seeds 3
       alm sweep my_config.py --out runs/mine --set stages.0.steps=100
+      alm sweep ltu/tiny --out runs/tiny-sweep --launch "python -m launch.local --processes 2"
     """
 
     config: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG")]
@@ -39,6 +42,8 @@ class Sweep:
     """runs a variant: with the config's seed, and the N - 1 that follow it"""
     set: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="PATH=VALUE")] = ()
     """change a value of the config before every variant"""
+    launch: Annotated[str, tyro.conf.arg(metavar="COMMAND")] = ""
+    """launcher of every run (docs/launch.md); DIR has to be a folder that its machines see"""
 
 
 def run(args: list[str]) -> int:
@@ -53,7 +58,10 @@ def run(args: list[str]) -> int:
     base, items = overridden(file.get_config(), options.set), file.sweep()
     if twice := sorted({path for item in items for path in item} & set(parse_settings(options.set))):
         raise UsageError(f"--set {twice[0]}: the config's sweep() sets it for each variant")
-    runs = plan_runs(base, items, options.seeds, options.out)
+    launch = shlex.split(options.launch)
+    if launch and shutil.which(launch[0]) is None:
+        raise UsageError(f"--launch {options.launch}: {launch[0]} is not installed here")
+    runs = plan_runs(base, items, options.seeds, options.out, launch)
     stopped = False
     try:
         with _sigterm_interrupts():

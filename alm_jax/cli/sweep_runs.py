@@ -26,7 +26,7 @@ Status = Literal["waiting", "done", "failed", "stopped"]
 
 @dataclass
 class Run:
-    """One variant with one seed: its folder, the experiment, and what became of it."""
+    """One variant with one seed: its folder, the experiment, what became of it, and the launcher's command."""
 
     variant: str
     overrides: Mapping[str, Any]
@@ -35,6 +35,7 @@ class Run:
     experiment: Experiment
     status: Status = "waiting"
     error: str | None = None
+    launch: Sequence[str] = ()
 
     @property
     def config(self) -> Path:
@@ -47,8 +48,13 @@ class Run:
         return self.folder.with_suffix(".log")
 
 
-def plan_runs(base: Experiment, items: Sequence[Mapping[str, Any]], seeds: int, out: Path) -> list[Run]:
+def plan_runs(
+    base: Experiment, items: Sequence[Mapping[str, Any]], seeds: int, out: Path, launch: Sequence[str] = ()
+) -> list[Run]:
     """All runs of a sweep, seed by seed, so that every variant has a first result early.
+
+    Args:
+        launch: command that runs `alm train` with what is put behind it; () runs it on this machine.
 
     Raises:
         ConfigError: a variant does not fit the config, two are the same, or there is none.
@@ -71,7 +77,7 @@ def plan_runs(base: Experiment, items: Sequence[Mapping[str, Any]], seeds: int, 
             # Named by the item alone: the folders stay when the sweep gets more variants.
             folder = out / f"{_slug(labels([item])[0])}-{digest}" / f"seed{experiment.seed}"
             unique = name if names.count(name) == 1 else f"{name} ({digest})"
-            runs.append(Run(unique, item, experiment.seed, folder, experiment))
+            runs.append(Run(unique, item, experiment.seed, folder, experiment, launch=launch))
     return runs
 
 
@@ -107,7 +113,8 @@ def run_all(runs: Sequence[Run]) -> None:
 
 def command(run: Run) -> list[str]:
     """The command line of a run; a process of its own, so that a crash takes nothing else down."""
-    return [sys.executable, "-m", "alm_jax", "train", str(run.config), "--out", str(run.folder), "--resume"]
+    start = [*run.launch, "--"] if run.launch else [sys.executable, "-m", "alm_jax", "train"]
+    return [*start, str(run.config), "--out", str(run.folder), "--resume"]
 
 
 def _run_one(run: Run) -> None:
@@ -127,14 +134,14 @@ def _run_one(run: Run) -> None:
     run.error = _reason(code, run.log, log_start) if code else None
 
 
-def _reason(code: int, log: Path, start: int) -> str:
+def _reason(code: int, log: Path, begin: int) -> str:
     """Why a run failed: its last line of error, or the signal that ended it."""
     with log.open("rb") as file:
-        file.seek(start)
+        file.seek(begin)
         lines = file.read().decode(errors="replace").splitlines()
-    errors = [line for line in lines if line.startswith("alm: error: ")]
-    if errors:
-        return errors[-1].removeprefix("alm: error: ")
+    for start in ("alm: error: ", "launch: error: ", "launch: process ", "launch: "):
+        if errors := [line for line in lines if line.startswith(start)]:
+            return errors[-1].partition(": ")[2].removeprefix("error: ")
     return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 

@@ -33,26 +33,40 @@ class Train:
     """folder of the run"""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """go on from the run's last checkpoint, if there is one"""
+    distributed: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """train together with the other processes that were started with this command; said where nothing in the
+    environment does (TPU VMs), see docs/launch.md"""
+    stopped_code: Annotated[int, tyro.conf.arg(metavar="CODE")] = 0
+    """exit code if it was asked to stop before its end; launchers go on after 75"""
     set: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="PATH=VALUE")] = ()
     """change a value of the config; a part may be given by name (--set model.encoder=whisper_base)"""
 
 
-def run(args: list[str]) -> None:
+def run(args: list[str]) -> int:
     """Train, or show the flags of a config for `alm train CONFIG --help`."""
     if args and not args[0].startswith("-") and {"-h", "--help"} & set(args):
         parse_config(read_experiment(args[0]), ["--help"], f"train {args[0]}")
     options, flags = parse_known(Train, args, "train")
     check_folder(options.out)
+
+    import jax
+
+    from alm_jax.core import processes
+
+    processes.join(options.distributed)  # before a config asks for devices
     experiment = overridden(read_experiment(options.config), options.set)
     experiment = parse_config(experiment, flags, "train")
 
     from alm_jax.train.curriculum import train
 
     result = train(experiment, options.out, resume=options.resume)
-    if not result.stopped:
+    if result.stopped:
+        return options.stopped_code
+    if jax.process_index() == 0:
         answers = experiment.stage_model(experiment.stages[-1]).decoder is not None
         told = f'; ask it: alm ask {options.out} --audio FILE "QUESTION"' if answers else ""
         print(f"{options.out} is trained{told}")
+    return 0
 
 
 def read_experiment(name: str) -> Any:

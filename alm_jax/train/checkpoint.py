@@ -227,6 +227,8 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
+        if kind is not None and jax.process_count() > 1:
+            return  # a save in flight waits for the other processes, which may be gone
         try:
             if kind is None:
                 self.wait()

@@ -162,16 +162,21 @@ class LoopConfig:
         keep: how many of the latest checkpoints stay (the best by validation stays beside them).
         log_every: steps between rows of `metrics.jsonl`.
         tensorboard: whether event files are written.
+        stall_seconds: without a finished step (or batch of validation) after which a process shows on stderr where
+            its threads stand.
     """
 
     checkpoint_every: int = 500
     keep: int = 2
     log_every: int = 1
     tensorboard: bool = True
+    stall_seconds: float = 900.0
 
     def __post_init__(self):
         if min(self.checkpoint_every, self.keep, self.log_every) < 1:
             raise ConfigError("loop.checkpoint_every, loop.keep and loop.log_every are at least 1")
+        if not self.stall_seconds > 0:
+            raise ConfigError(f"loop.stall_seconds is {self.stall_seconds}; expected more than 0")
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import jax
 
+from alm_jax import __version__
+from alm_jax.core.config import flat
 from alm_jax.core.errors import ConfigError, UsageError
 from alm_jax.core.mesh import make_mesh
+from alm_jax.core.processes import check_alike, check_joined, check_shared, named_loss
 from alm_jax.train.batches import data_process, meet
 from alm_jax.train.checkpoint import RunFolder, writing
 from alm_jax.train.config import Experiment, check_same, experiment_of, run_config
@@ -61,8 +66,11 @@ def train(
         AlmError: it failed while running.
     """
     out = Path(out).absolute()
-    models = _models(experiment)
-    with writing(out), ExitStack() as stack:
+    check_joined()
+    with named_loss(f"go on with --resume --out {out}"), writing(out), ExitStack() as stack:
+        if jax.process_count() > 1:
+            check_alike(_common(experiment, out, resume))
+        models = _models(experiment)
         # JAX lets go of the last batches when garbage is collected, and they of the shared memory of data workers.
         stack.callback(gc.collect)
         run, anew = _open(out, experiment, resume)
@@ -84,6 +92,22 @@ def train(
             if tracker is not display:
                 stack.callback(tracker.close)
         return _run_stages(Session(experiment, run, tokenizers, models, metrics, opened, display, interrupts))
+
+
+def _common(experiment: Experiment, out: Path, resume: bool) -> dict[str, str]:
+    """What has to be the same on all processes: the config, where it runs, and what runs it."""
+    libraries = ("flax", "grain", "jax", "jaxlib", "numpy", "optax", "orbax-checkpoint")
+    code = hashlib.sha256()
+    root = Path(__file__).parents[1]
+    for path in sorted(root.rglob("*.py")):
+        code.update(f"{path.relative_to(root)} {path.read_bytes()}".encode())
+    return {
+        **{path: repr(value) for path, value in flat(experiment).items()},
+        **{library: version(library) for library in libraries},
+        "alm_jax": f"{__version__} (files {code.hexdigest()[:8]})",
+        "--out": str(out),
+        "--resume": str(resume),
+    }
 
 
 def _run_stages(session: Session) -> RunResult:
@@ -144,6 +168,7 @@ def _open(out: Path, experiment: Experiment, resume: bool) -> tuple[RunFolder, b
         run.config()  # it is a run
     anew = not empty and not run.has_checkpoint
     meet("run folder looked for")
+    check_shared(out)
     if anew:
         run.clear()
     if empty or anew:

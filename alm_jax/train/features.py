@@ -17,6 +17,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from alm_jax.core import tree
+from alm_jax.core.processes import check_shared
 from alm_jax.core.sequence import Layout
 from alm_jax.core.tree import Arrays
 from alm_jax.data.captions import Captions
@@ -81,8 +82,11 @@ def compute_features(
     }
     folder = cache / "features" / weights[:16]
     path = folder / f"{_name(f'{path} {key}' for path, key in keys.items())}.array_record"
+    if jax.process_count() > 1:
+        check_shared(folder)
+    found = path.is_file()
     meet("features looked for")
-    if not path.is_file():
+    if not found:
         stores = [FeatureStore.open(store) for store in sorted(folder.glob("*.array_record"))]
         known = {key for store in stores for key in keys.values() if key in store}
         unique = {key: clip for clip, key in keys.items() if key not in known}

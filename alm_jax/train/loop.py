@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -14,6 +15,7 @@ import jax
 from alm_jax.core import tree
 from alm_jax.core.cache import cache_dir
 from alm_jax.core.errors import AlmError
+from alm_jax.core.processes import raise_together
 from alm_jax.core.tree import Arrays
 from alm_jax.data.pipeline import DataPipeline, LoadedBatch
 from alm_jax.train import inputs, weights
@@ -27,6 +29,7 @@ from alm_jax.train.objectives import OBJECTIVES
 from alm_jax.train.optim import make_optimizer
 from alm_jax.train.state import TrainState, abstract_state, create_state
 from alm_jax.train.step import Step, make_eval_step, make_step
+from alm_jax.train.watchdog import Watchdog
 from alm_jax.train.weights import StageModel, Start
 
 
@@ -98,6 +101,7 @@ def _train(session, index, model, start, folder, total, training, validation) ->
     optimizer = make_optimizer(stage.optim, total)
     shapes = {path: leaf for path, leaf in model.target.items() if path in model.trained}
     abstract = abstract_state(shapes, optimizer, model.shardings, model.mesh)
+    _check_room(folder, abstract)
     step = make_step(
         model.like,
         optimizer,
@@ -108,7 +112,8 @@ def _train(session, index, model, start, folder, total, training, validation) ->
         mesh=model.mesh,
         state=abstract,
     )
-    with jax.set_mesh(model.mesh), Checkpoints(folder, experiment.loop.keep) as checkpoints:
+    watchdog = Watchdog(experiment.loop.stall_seconds)
+    with jax.set_mesh(model.mesh), Checkpoints(folder, experiment.loop.keep) as checkpoints, watchdog:
         done = checkpoints.latest or 0
         if done:
             state = checkpoints.restore(abstract)
@@ -128,9 +133,22 @@ def _train(session, index, model, start, folder, total, training, validation) ->
             training=training,
             validation=validation,
             checkpoints=checkpoints,
+            watchdog=watchdog,
             best=math.inf if best is None else best,
         )
         return trainer.run(state, done)
+
+
+def _check_room(folder: StageFolder, state: TrainState) -> None:
+    """Raise AlmError where no checkpoint of `state` would find room."""
+    needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    free = shutil.disk_usage(folder.path).free
+    raise_together(
+        f"cannot write to {folder.path}: the disk is full ({free / 1e6:,.0f} MB are free, a checkpoint takes "
+        f"{needed / 1e6:,.0f} MB); make room, then go on with --resume"
+        if free < needed
+        else None
+    )
 
 
 def _start(session: Session, index: int, folder: StageFolder, model: StageModel, total: int) -> Start:
@@ -188,6 +206,7 @@ class Trainer:
     Attributes:
         frozen: parameters that do not train. step: the compiled step. total: updates of the stage.
         training, validation: where batches come from. best: lowest validation loss so far.
+        watchdog: is told what gets done.
     """
 
     session: Session
@@ -199,6 +218,7 @@ class Trainer:
     training: DataPipeline
     validation: DataPipeline | None
     checkpoints: Checkpoints
+    watchdog: Watchdog
     best: float
     _pending: tuple[int, dict[str, jax.Array], LoadedBatch, float] | None = None
     _clock: float = field(default_factory=time.monotonic)
@@ -251,6 +271,7 @@ class Trainer:
             if self.session.metrics is not None:
                 self.session.metrics.sync()
             self.checkpoints.save(state, done, loss)
+            self.watchdog.beat(f"the checkpoint of step {done} was begun")
             self._clock = time.monotonic()
 
     def _evaluator(self) -> Callable[[TrainState], tuple[float, dict[str, float]]] | None:
@@ -265,6 +286,7 @@ class Trainer:
             with closing(self.validation.iterate(0, steps)) as batches:
                 for loaded in batches:
                     sums.append(evaluate(state.params, self.frozen, place(loaded.batch, self.model.mesh)))
+                    self.watchdog.beat(f"batch {loaded.step} of a validation was begun")
             totals = {name: sum(float(s[name]) for s in sums) for name in sums[0]}
             targets = max(1.0, totals.pop("targets"))
             means = {f"validation_{name}": total / targets for name, total in totals.items()}
@@ -282,6 +304,7 @@ class Trainer:
             return
         (done, metrics, loaded, waited), self._pending = self._pending, None
         values = {name: float(value) for name, value in metrics.items()}
+        self.watchdog.beat(f"step {done} of stage {self.stage.name}")
         now = time.monotonic()
         seconds, self._clock = now - self._clock, now
         self._seconds, self._waited = self._seconds + seconds, self._waited + waited

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -137,7 +138,7 @@ def test_failures_are_recorded_and_the_rest_is_run(trainer, sweep, tmp_path, cap
     items = [{"stages.only.steps": n} for n in (11, 12, 13, 1)]
     assert sweep(items) == 1
     out = capsys.readouterr().out
-    assert "[1/4] steps=11  seed 0  failed after 0 s: rows.json row 3: no field 'output'" in out
+    assert re.search(r"\[1/4\] steps=11  seed 0  failed after \d+ s: rows.json row 3: no field 'output'", out)
     runs = records(tmp_path)["runs"]
     assert [run["status"] for run in runs] == ["failed", "failed", "failed", "done"]
     assert [run["error"] for run in runs] == [
@@ -205,6 +206,30 @@ def test_the_run_gets_the_variant_s_whole_config(config, tmp_path):
     run.config.write_text(json.dumps(sweep_runs.run_config(run.experiment)))
     assert read_experiment(str(run.config)) == run.experiment
     assert run.experiment.model.decoder.depth == 3
+
+
+def test_runs_go_to_a_launcher(sweep, tmp_path, capsys):
+    """A stand-in for one, which is given what `alm train` takes, and says of its second run why it failed."""
+    launcher = tmp_path / "launcher.py"
+    launcher.write_text(
+        "import json, pathlib, sys\n"
+        "before, config, flag, out, resume = sys.argv[2:]\n"
+        "assert (sys.argv[1], before, flag, resume) == ('--nodes=2', '--', '--out', '--resume'), sys.argv\n"
+        "if json.load(open(config))['flat']['stages.0.steps'] == 2:\n"
+        "    print('launch: process 1 failed with exit code 1 (log): no clip', 'launch: failed', sep='\\n')\n"
+        "    sys.exit(1)\n"
+        "folder = pathlib.Path(out, 'stages', '0_only')\n"
+        "folder.mkdir(parents=True)\n"
+        "(folder / 'finished.json').write_text('{\"step\": 1}')\n"
+        "row = {'stage': 'only', 'step': 1, 'validation_loss': 1.5}\n"
+        "pathlib.Path(out, 'metrics.jsonl').write_text(json.dumps(row) + '\\n')\n"
+    )
+    items = [{"stages.only.steps": n} for n in (1, 2)]
+    assert sweep(items, "--launch", f"{sys.executable} {launcher} --nodes=2") == 1
+    assert [run["status"] for run in records(tmp_path)["runs"]] == ["done", "failed"]
+    assert records(tmp_path)["runs"][1]["error"] == "process 1 failed with exit code 1 (log): no clip"
+    assert sweep(items, "--launch", "nosuch --nodes 2") == 2
+    assert "--launch nosuch --nodes 2: nosuch is not installed here" in capsys.readouterr().err
 
 
 def test_labels():
