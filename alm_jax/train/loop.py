@@ -161,7 +161,7 @@ def _start(session: Session, index: int, folder: StageFolder, model: StageModel,
     trained = {path: leaf for path, leaf in model.target.items() if path in model.trained}
     session.progress.say(
         f"stage {model.stage.name}: {total} steps of {model.stage.data.batch_size} rows; trains "
-        f"{tree.size(trained):,} of {tree.size(model.target):,} parameters; " + _origins(start.origin)
+        f"{tree.size(trained):,} of {tree.size(model.given):,} parameters; " + _origins(start.origin)
     )
     return start
 
