@@ -38,6 +38,8 @@ class Train:
     environment does (TPU VMs), see docs/launch.md"""
     stopped_code: Annotated[int, tyro.conf.arg(metavar="CODE")] = 0
     """exit code if it was asked to stop before its end; launchers go on after 75"""
+    profile: Annotated[str, tyro.conf.arg(metavar="STEPS")] = ""
+    """trace these steps of each stage, such as 10-12, into DIR/profile, for TensorBoard or XProf"""
     set: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="PATH=VALUE")] = ()
     """change a value of the config; a part may be given by name (--set model.encoder=whisper_base)"""
 
@@ -58,8 +60,10 @@ def run(args: list[str]) -> int:
     experiment = parse_config(experiment, flags, "train")
 
     from alm_jax.train.curriculum import train
+    from alm_jax.train.profile import read_steps
 
-    result = train(experiment, options.out, resume=options.resume)
+    steps = read_steps(options.profile) if options.profile else None
+    result = train(experiment, options.out, resume=options.resume, profile=steps)
     if result.stopped:
         return options.stopped_code
     if jax.process_index() == 0:

@@ -21,6 +21,7 @@ from alm_jax.core.processes import check_alike, check_joined, check_shared, name
 from alm_jax.train.batches import data_process, meet
 from alm_jax.train.checkpoint import RunFolder, writing
 from alm_jax.train.config import Experiment, check_same, experiment_of, run_config
+from alm_jax.train.goodput import Goodput
 from alm_jax.train.inputs import prepare_tokenizers
 from alm_jax.train.interrupts import Interrupts
 from alm_jax.train.loop import Session, StageResult, run_stage
@@ -48,6 +49,7 @@ def train(
     resume: bool = False,
     progress: bool = True,
     trackers: Sequence[Tracker] = (),
+    profile: tuple[int, int] | None = None,
 ) -> RunResult:
     """Run an experiment's stages in the folder `out`, which then holds all that inference and a resume need.
 
@@ -56,6 +58,7 @@ def train(
             failed on its data, say) begins anew, whatever its config was. Without it `out` has to be new or empty.
         progress: whether a bar (on a terminal) or lines are shown on stderr; `out/log.txt` holds the lines anyway.
         trackers: more of them, beside `metrics.jsonl` and TensorBoard.
+        profile: first and last step to trace of each stage, counted from 1, into `out/profile`.
 
     On SIGTERM and on the first Ctrl-C it saves a checkpoint after the step and returns with `stopped`.
 
@@ -77,6 +80,7 @@ def train(
         main = jax.process_index() == 0
         display = stack.enter_context(closing(Progress(out / "log.txt" if main else None, show=progress and main)))
         stack.enter_context(_logged(display))
+        goodput = Goodput(out / "goodput.json" if main else None)
         if anew:
             display.say(f"{out} has no finished checkpoint: the run begins anew, with this config")
         interrupts = stack.enter_context(Interrupts(display.say))
@@ -91,7 +95,8 @@ def train(
         for tracker in opened:
             if tracker is not display:
                 stack.callback(tracker.close)
-        return _run_stages(Session(experiment, run, tokenizers, models, metrics, opened, display, interrupts))
+        shared = (experiment, run, tokenizers, models, metrics, opened, display, interrupts)
+        return _run_stages(Session(*shared, goodput, profile))
 
 
 def _common(experiment: Experiment, out: Path, resume: bool) -> dict[str, str]:
@@ -124,6 +129,8 @@ def _run_stages(session: Session) -> RunResult:
                 f"--out {session.run.path}"
             )
             return RunResult(session.run.path, tuple(results), stopped=True)
+    session.goodput.save()
+    session.progress.say(f"time: {session.goodput}")
     return RunResult(session.run.path, tuple(results), stopped=False)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,6 +16,7 @@ from alm_jax.core import tree
 from alm_jax.core.cache import cache_dir
 from alm_jax.core.errors import AlmError
 from alm_jax.core.processes import raise_together
+from alm_jax.core.sequence import Batch
 from alm_jax.core.tree import Arrays
 from alm_jax.data.pipeline import DataPipeline, LoadedBatch
 from alm_jax.train import inputs, weights
@@ -23,10 +24,12 @@ from alm_jax.train.batches import place
 from alm_jax.train.checkpoint import Checkpoints, RunFolder, StageFolder
 from alm_jax.train.config import Experiment, Stage
 from alm_jax.train.features import Hearing, compute_features
+from alm_jax.train.goodput import GOOD, Goodput
 from alm_jax.train.interrupts import Interrupts
 from alm_jax.train.metrics import MetricsFile, Progress, Tracker
 from alm_jax.train.objectives import OBJECTIVES
 from alm_jax.train.optim import make_optimizer
+from alm_jax.train.profile import Profiler
 from alm_jax.train.state import TrainState, abstract_state, create_state
 from alm_jax.train.step import Step, make_eval_step, make_step
 from alm_jax.train.watchdog import Watchdog
@@ -41,6 +44,7 @@ class Session:
         experiment, run, tokenizers: of the run. models: of its stages.
         metrics: `metrics.jsonl` on the process that writes it, else None. trackers: all that rows go to.
         progress, interrupts: for the person watching.
+        goodput: what time goes to. profile: first and last step of each stage to trace, or None.
     """
 
     experiment: Experiment
@@ -51,6 +55,8 @@ class Session:
     trackers: Sequence[Tracker]
     progress: Progress
     interrupts: Interrupts
+    goodput: Goodput
+    profile: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,8 @@ def run_stage(session: Session, index: int) -> StageResult:
     start = _start(session, index, folder, model, total)
 
     if stage.features == "cached":
-        store = _features(session, model, start, [p for p in (training, validation) if p])
+        with session.goodput.spending("features"):
+            store = _features(session, model, start, [p for p in (training, validation) if p])
         if store is None:
             return StageResult(stage.name, 0, total)
         model = model.reader()
@@ -136,7 +143,8 @@ def _train(session, index, model, start, folder, total, training, validation) ->
             watchdog=watchdog,
             best=math.inf if best is None else best,
         )
-        return trainer.run(state, done)
+        with session.goodput.spending(GOOD):
+            return trainer.run(state, done)
 
 
 def _check_room(folder: StageFolder, state: TrainState) -> None:
@@ -220,7 +228,8 @@ class Trainer:
     checkpoints: Checkpoints
     watchdog: Watchdog
     best: float
-    _pending: tuple[int, dict[str, jax.Array], LoadedBatch, float] | None = None
+    _pending: tuple[int, dict[str, jax.Array], LoadedBatch, dict[str, float]] | None = None
+    _compiled: set[tuple[int, ...]] = field(default_factory=set)
     _clock: float = field(default_factory=time.monotonic)
     _bad: int = 0
     _seconds: float = 0.0
@@ -230,30 +239,48 @@ class Trainer:
 
     def run(self, state: TrainState, done: int) -> StageResult:
         """Train from `done` updates on; steps are counted by updates done, as checkpoints and metrics name them."""
-        self.session.progress.start(self.stage.name, self.total, done)
+        session = self.session
+        session.progress.start(self.stage.name, self.total, done)
         evaluate = self._evaluator()
-        self._clock = waiting = time.monotonic()
-        with closing(self.training.iterate(done, self.total - done)) as batches:
-            for loaded in batches:
-                batch = place(loaded.batch, self.model.mesh)
-                waited = time.monotonic() - waiting
-                state, metrics = self.step(state, self.frozen, batch)
-                done = loaded.step + 1
+        profiler = Profiler(session.profile, session.run.path / "profile" / self.stage.name, session.progress.say)
+        self._clock = time.monotonic()
+        with closing(profiler), closing(self.training.iterate(done, self.total - done)) as batches:
+            while (read := self._next(batches)) is not None:
+                loaded, batch, waited = read
+                done, began = loaded.step + 1, time.monotonic()
+                with profiler.before(done), session.goodput.spending(self._kind(batch)):
+                    state, metrics = self.step(state, self.frozen, batch)
+                spent = {"data_wait_s": waited, "host_s": time.monotonic() - began}
+                profiler.after(done, metrics)
                 self._bad += len(loaded.bad)
                 self._log_pending()
-                self._pending = done, metrics, loaded, waited
-                stop = self.session.interrupts.requested(done)
+                self._pending = done, metrics, loaded, spent
+                stop = session.interrupts.requested(done)
                 self._look_after(state, done, evaluate, stop)
                 if stop:
                     break
-                waiting = time.monotonic()
         if self._bad:
             rows = "1 bad row was" if self._bad == 1 else f"{self._bad} bad rows were"
             self.session.progress.say(f"stage {self.stage.name}: {rows} left out of the loss")
         if self._seconds:
             share = f"{self._waited / self._seconds:.1%} of the {self._seconds:.0f} s of its steps"
-            self.session.progress.say(f"stage {self.stage.name}: waited for data {share}")
+            session.progress.say(f"stage {self.stage.name}: waited for data {share}")
+        session.goodput.save()
         return StageResult(self.stage.name, done, self.total, self._loss, self._validation_loss)
+
+    def _next(self, batches: Iterator[LoadedBatch]) -> tuple[LoadedBatch, Batch, float] | None:
+        """The next batch, as loaded and on the devices, and the seconds that it was waited for; None after the last."""
+        began = time.monotonic()
+        with self.session.goodput.spending("data"):
+            loaded = next(batches, None)
+            batch = None if loaded is None else place(loaded.batch, self.model.mesh)
+        return None if batch is None else (loaded, batch, time.monotonic() - began)
+
+    def _kind(self, batch: Batch) -> str:
+        """What a step's time goes to on the host: the first of a shape compiles."""
+        seen = batch.shape in self._compiled
+        self._compiled.add(batch.shape)
+        return GOOD if seen else "compiling"
 
     def _look_after(self, state: TrainState, done: int, evaluate: Callable | None, stop: bool) -> None:
         """Validate and save where this step is one to do it at; metrics are on disk before their checkpoint is."""
@@ -262,7 +289,8 @@ class Trainer:
         loss = None
         if evaluate is not None and (done % self.stage.validation.every == 0 or end):
             self._log_pending()
-            loss, parts = evaluate(state)
+            with self.session.goodput.spending("validation"):
+                loss, parts = evaluate(state)
             best, self._validation_loss = loss < self.best, loss
             self.best = min(self.best, loss)
             self._log({"stage": self.stage.name, "step": done, "validation_loss": loss, **parts})
@@ -270,7 +298,9 @@ class Trainer:
             self._log_pending()
             if self.session.metrics is not None:
                 self.session.metrics.sync()
-            self.checkpoints.save(state, done, loss)
+            with self.session.goodput.spending("checkpoints"):
+                self.checkpoints.save(state, done, loss)
+            self.session.goodput.save()
             self.watchdog.beat(f"the checkpoint of step {done} was begun")
             self._clock = time.monotonic()
 
@@ -302,12 +332,14 @@ class Trainer:
         """
         if self._pending is None:
             return
-        (done, metrics, loaded, waited), self._pending = self._pending, None
+        (done, metrics, loaded, spent), self._pending = self._pending, None
+        began = time.monotonic()
         values = {name: float(value) for name, value in metrics.items()}
+        spent["device_wait_s"] = time.monotonic() - began
         self.watchdog.beat(f"step {done} of stage {self.stage.name}")
         now = time.monotonic()
         seconds, self._clock = now - self._clock, now
-        self._seconds, self._waited = self._seconds + seconds, self._waited + waited
+        self._seconds, self._waited = self._seconds + seconds, self._waited + spent["data_wait_s"]
         for name in ("loss", "grad_norm"):
             if not math.isfinite(values[name]):
                 raise AlmError(
@@ -324,7 +356,8 @@ class Trainer:
                 "tokens_per_s": round(values.pop("tokens") / seconds, 1),
                 **values,
                 "step_time_s": round(seconds, 4),
-                "data_wait_s": round(waited, 4),
+                **{name: round(value, 4) for name, value in spent.items()},
+                **_memory(),
             }
         )
 
@@ -335,3 +368,9 @@ class Trainer:
     def _rows(self, loaded: LoadedBatch, limit: int = 8) -> str:
         names = [self.training.rowsets[s].name(row) for s, row, _ in dict.fromkeys(loaded.planned.entries)]
         return ", ".join(names[:limit]) + (f" and {len(names) - limit} more rows" if len(names) > limit else "")
+
+
+def _memory() -> dict[str, float]:
+    """The most of the first local device's memory that was in use, where it says so (a CPU does not)."""
+    told = jax.local_devices()[0].memory_stats() or {}
+    return {"hbm_peak_gib": round(told["peak_bytes_in_use"] / 2**30, 3)} if "peak_bytes_in_use" in told else {}

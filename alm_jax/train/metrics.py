@@ -17,8 +17,9 @@ class Tracker(Protocol):
     """Anything that follows a run, beside the shipped ones too. Rows hold `stage`, `step` and numbers."""
 
     def log(self, row: Row) -> None:
-        """Take a row: of training (`loss`, `learning_rate`, `grad_norm`, `tokens_per_s`, `step_time_s`,
-        `data_wait_s`) or of validation (`validation_loss`, ...)."""
+        """Take a row: of training (`loss`, `learning_rate`, `grad_norm`, `tokens_per_s`, `step_time_s`; of that
+        `data_wait_s` for the next batch, `host_s` to start the step, `device_wait_s` for its end; `hbm_peak_gib` where
+        the device tells) or of validation (`validation_loss`, ...)."""
 
     def close(self) -> None:
         """The run has ended, or stopped."""

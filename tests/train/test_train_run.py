@@ -25,6 +25,7 @@ from alm_jax.train.config import TrainTokenizer, Weights
 from alm_jax.train.curriculum import train
 from alm_jax.train.features import compute_features
 from alm_jax.train.metrics import Progress, read_metrics
+from alm_jax.train.profile import read_steps
 from alm_jax.train.run import load_run
 from alm_jax.train.weights import StageModel
 from tests.train.runs import exact, short
@@ -49,7 +50,7 @@ def done(caches, tmp_path_factory):
     experiment = short(**{"stages.read.features": "cached", "loop.tensorboard": True})
     tracker = Rows()
     out = tmp_path_factory.mktemp("done") / "run"
-    result = train(experiment, out, progress=False, trackers=[tracker])
+    result = train(experiment, out, progress=False, trackers=[tracker], profile=(2, 3))
     assert tracker.closed
     return experiment, out, result, tracker.rows
 
@@ -60,7 +61,8 @@ def test_a_run_folder_holds_everything(done):
     assert rows == read_metrics(out / "metrics.jsonl")
     steps = [row for row in rows if "loss" in row]
     assert [(row["stage"], row["step"]) for row in steps] == [(s, i) for s in ("read", "all") for i in range(1, 7)]
-    expected = {"stage", "step", "loss", "learning_rate", "grad_norm", "tokens_per_s", "step_time_s", "data_wait_s"}
+    expected = {"stage", "step", "loss", "learning_rate", "grad_norm", "tokens_per_s", "step_time_s"}
+    expected |= {"data_wait_s", "host_s", "device_wait_s"}
     assert all(row.keys() == expected for row in steps)
     assert [row["learning_rate"] for row in steps[:3]] == pytest.approx([0.0, 1.5e-3, 3e-3])  # warm-up of 2
     validated = [row for row in rows if "validation_loss" in row]
@@ -72,6 +74,36 @@ def test_a_run_folder_holds_everything(done):
     assert {path.name for path in (out / "tensorboard").iterdir()} == {"read", "all"}
     flat = json.loads((out / "config.json").read_text())["flat"]
     assert flat["stages.0.steps"] == 6 and flat["stages.0.data.sources.0"] == "Scenes"
+
+
+def test_what_its_time_went_to(done):
+    _, out, _, rows = done
+    told = json.loads((out / "goodput.json").read_text())
+    assert told["seconds"].keys() == {"setup", "features", "compiling", "steps", "data", "validation", "checkpoints"}
+    assert 0 < told["goodput"] < 1 and told["goodput"] == pytest.approx(
+        told["seconds"]["steps"] / sum(told["seconds"].values()), abs=1e-3
+    )
+    for row in rows:  # parts of a step, which overlap with none but its neighbours
+        assert row.get("device_wait_s", 0) <= row.get("step_time_s", 0) + 1e-3
+    assert "time: " in (out / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("stage", ["read", "all"])
+def test_traces_of_some_steps(done, stage):
+    (trace,) = (done[1] / "profile" / stage).rglob("*.xplane.pb")
+    assert {name in trace.read_bytes() for name in (b"train",)} == {True}
+    assert f"{done[1] / 'profile' / stage} has a trace" in (done[1] / "log.txt").read_text()
+
+
+@pytest.mark.parametrize(("text", "steps"), [("10", (10, 10)), ("10-12", (10, 12))])
+def test_steps_to_trace(text, steps):
+    assert read_steps(text) == steps
+
+
+@pytest.mark.parametrize("text", ["", "0", "3-2", "a", "1-2-3", "-1"])
+def test_steps_that_make_no_sense(text):
+    with pytest.raises(UsageError, match="expected a step, or the first and the last"):
+        read_steps(text)
 
 
 def test_it_learns(done):
