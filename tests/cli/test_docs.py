@@ -86,7 +86,7 @@ def test_the_config_file_of_the_documents(repo, tmp_path, monkeypatch, help_of):
     # What is told of it and of `ltu/tiny` gets as far as training, but for the mistake that is shown.
     begun = []
 
-    def train(experiment, out, resume):
+    def train(experiment, out, resume, profile):
         mesh, model = make_mesh(experiment.mesh), experiment.stage_model
         begun.append([StageModel(model(stage), stage, mesh, FLOAT32).target for stage in experiment.stages])
         return RunResult(out, (), stopped=True)

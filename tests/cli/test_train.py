@@ -21,7 +21,7 @@ def calls(monkeypatch):
     class Result:
         stopped = False
 
-    def train(experiment, out, resume):
+    def train(experiment, out, resume, profile):
         found.append((experiment, out, resume))
         return Result
 

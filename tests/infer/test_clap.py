@@ -119,7 +119,7 @@ def test_benchmarks_of_a_clap_by_itself(published, loaded, tmp_path, capsys):
     assert "clotho gets answers by generate, and a CLAP by itself only embeds" in capsys.readouterr().err
     assert main([*args, "--benchmark", "esc50", "--how", "generate"]) == 2
     assert main([*args, "--benchmark", "esc50", "--memory", "x"]) == 2
-    assert "has no use for --base and --memory" in capsys.readouterr().err
+    assert "has no use for --base, --memory and --santa" in capsys.readouterr().err
 
 
 def test_a_memory_of_a_clap_by_itself(published, loaded, tmp_path, capsys):

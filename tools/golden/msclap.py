@@ -14,11 +14,11 @@ import numpy as np
 from scipy.signal import get_window
 
 from alm_jax.audio.frontend import LibrosaLogMel
-from alm_jax.audio.spectrum import frame, windowed_power
 from alm_jax.convert import clap as tables
 from alm_jax.convert.formats import TensorFile, open_tensors
 from alm_jax.convert.load import load
 from alm_jax.core import tree
+from alm_jax.kernels.log_mel.reference import frame, windowed_power
 from alm_jax.models.clap import Clap, ClapConfig, last_token, text_batch
 from alm_jax.models.decoders.gpt2 import Gpt2Config
 from alm_jax.models.encoders.htsat import HtsatConfig
