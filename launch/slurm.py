@@ -96,11 +96,12 @@ for ((attempt = 0; attempt <= {restarts}; attempt++)); do
     {pause}
     echo "attempt $attempt: $(date)"
     {command} &
-    while true; do  # the signal interrupts a wait
+    wait $!
+    code=$?
+    if [ $code -eq 138 ]; then  # the signal has interrupted it
         wait $!
         code=$?
-        kill -0 $! 2> /dev/null || break
-    done
+    fi
     case $code in
         0 | {hopeless}) exit $code ;; # trained; or it never can be
         {stopped})

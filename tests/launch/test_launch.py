@@ -250,7 +250,9 @@ def test_the_batch_job_is_queued_again_when_its_time_is_up(stand_ins, tmp_path):
     """SLURM tells the script, which has the processes save."""
     term = tmp_path / "term"
     srun = f"kill -USR1 $PPID; until [ -f {term} ]; do /bin/sleep 0.02; done; exit {STOPPED}"
-    stand_ins(sbatch="bash", srun=srun, sleep="", scancel=f"touch {term}", scontrol="")
+    stand_ins(
+        sbatch="bash", srun=srun, sleep="", scancel=f"touch {term}; /bin/sleep 0.2", scontrol=""
+    )  # srun has ended
     args = ["--nodes", "1", "--gpus", "2", "--", "ltu/tiny", "--out", str(tmp_path / "run")]
     os.environ["SLURM_JOB_ID"] = "17"
     try:
