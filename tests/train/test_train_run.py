@@ -91,7 +91,7 @@ def test_what_its_time_went_to(done):
 @pytest.mark.parametrize("stage", ["read", "all"])
 def test_traces_of_some_steps(done, stage):
     (trace,) = (done[1] / "profile" / stage).rglob("*.xplane.pb")
-    assert {name in trace.read_bytes() for name in (b"train",)} == {True}
+    assert b"train" in trace.read_bytes()  # the steps' name
     assert f"{done[1] / 'profile' / stage} has a trace" in (done[1] / "log.txt").read_text()
 
 
