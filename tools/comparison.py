@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from alm_jax.core.errors import ConfigError
+from alm_jax.core.files import new_file
 
 Measure = Mapping[str, Any]
 
@@ -109,6 +110,5 @@ def plot(
     handles = {label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels())}
     if handles:
         figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=len(handles))
-    partial_path = path.with_suffix(".partial")
-    figure.savefig(partial_path, format="png", dpi=110)
-    partial_path.replace(path)
+    with new_file(path) as partial:
+        figure.savefig(partial, format="png", dpi=110)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import time
@@ -23,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from bench_cases import BENCHES, Case
+
+from alm_jax.core.files import write_text
 
 _GAIN = 0.98  # of the default's time
 
@@ -52,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
                     continue
                 _say(f"{kernel} {shape}: {len(candidates)} candidates, in {case.name}")
                 known[shape] = _fastest(case, kernel, shape, candidates, options.rounds)
-                _write(options.table, table)
+                write_text(options.table, json.dumps(table, indent=1, sort_keys=True) + "\n")
     if not asked:
         print(f"no kernel that runs on {device_kind()} has block sizes: tune on a TPU", file=sys.stderr)
         return 1
@@ -101,12 +102,6 @@ def _fastest(case: Case, kernel: str, shape: str, candidates: list[dict[str, int
 def _fresh(case: Case) -> Any:
     """The case as a function that was never traced, since what is traced is kept with its block sizes."""
     return lambda *arguments: case.ours(*arguments)
-
-
-def _write(path: Path, table: dict[str, Any]) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(part, path)
 
 
 def _say(line: str) -> None:

@@ -19,7 +19,7 @@ import soundfile
 from alm_jax.audio.records import record_audio, record_place
 from alm_jax.audio.resample import filter_reach, resample
 from alm_jax.core.errors import AudioError
-from alm_jax.core.files import partial_path
+from alm_jax.core.files import new_file
 
 BLOCK = 1 << 16  # samples a channel decoded at once
 DAMAGED = "the file is damaged or not audio: copy or download it again, or convert it to wav or flac"
@@ -105,12 +105,10 @@ def write_audio(path: str | os.PathLike, samples: np.ndarray, rate: int) -> None
         soundfile.write(encoded, pcm, rate, format=kind, subtype="PCM_16")
     except (soundfile.LibsndfileError, TypeError, ValueError) as error:
         raise AudioError(f"{path}: cannot encode samples {samples.shape} at {rate} Hz as {kind}: {error}") from error
-    partial = partial_path(path)
     try:
-        partial.write_bytes(encoded.getbuffer())
-        partial.replace(path)
+        with new_file(path) as partial:
+            partial.write_bytes(encoded.getbuffer())
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise AudioError(
             f"{path}: cannot be written ({error.strerror}): free space or choose another folder"
         ) from error

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from alm_jax.cli.parse import parse, parse_settings
+from alm_jax.cli.parse import load_model, parse
 from alm_jax.core.errors import AlmError, UsageError
 
 _CHAT = "one question a line; /audio FILE ... takes other clips, /quit or Ctrl-D leaves, Ctrl-C stops an answer"
@@ -114,7 +114,7 @@ def run(args: list[str]) -> None:
         from alm_jax.audio.io import audio_info
 
         audio_info(clip)
-    model = _load(options)
+    model = load_model(options)
     with _notes():
         _reply(options, model, rows)
 
@@ -217,22 +217,6 @@ def _sampling(options: Ask, own: Any) -> Any:
     if not sampling.temperature and (options.top_k is not None or options.top_p is not None):
         raise UsageError("--top-k and --top-p narrow a draw, and nothing is drawn at temperature 0: give --temperature")
     return sampling
-
-
-def _load(options: Ask) -> Any:
-    from rich.console import Console
-
-    from alm_jax.api import load
-
-    with Console(stderr=True).status(f"loading {options.model}"):
-        return load(
-            options.model,
-            which=options.which,
-            base=options.base,
-            tokenizer=options.tokenizer,
-            memory=options.memory,
-            santa=parse_settings(options.santa),
-        )
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from alm_jax.cli.parse import check_folder, parse, parse_settings
+from alm_jax.cli.parse import check_folder, load_model, parse, parse_settings
 from alm_jax.core.errors import AlmError, UsageError
 
 ALL = "all"
@@ -233,21 +233,11 @@ def _out(options: Eval) -> Path:
 
 def _load(options: Eval, chosen: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The model; and the benchmarks, of which `scenes` takes the make of scenes that a run was trained on."""
-    from rich.console import Console
+    from alm_jax.api import clap_by_itself, is_run
 
-    from alm_jax.api import clap_by_itself, is_run, load
-
-    with Console(stderr=True).status(f"loading {options.model}"):
-        if clap_by_itself(options.model):
-            return _load_clap(options, chosen)
-        model = load(
-            options.model,
-            which=options.which,
-            base=options.base,
-            tokenizer=options.tokenizer,
-            memory=options.memory,
-            santa=parse_settings(options.santa),
-        )
+    if clap_by_itself(options.model):
+        return _load_clap(options, chosen)
+    model = load_model(options)
     if options.benchmark == ALL and not model.embeds:
         chosen = {name: each for name, each in chosen.items() if each.task.hows != ("embed",)}
     if "scenes" in chosen and is_run(options.model):

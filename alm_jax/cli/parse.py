@@ -24,6 +24,7 @@ _CONFIG = (tyro.conf.AvoidSubcommands,)
 _EXAMPLES = {
     "--set": "path=value, e.g. --set stages.0.steps=10",
     "--option": "name=number, e.g. --option ways=5",
+    "--santa": "name=value, e.g. --santa share=0.5",
 }
 _FRAME = re.compile("[╭╮╰╯│]|\x1b\\[[0-9;]*m")  # borders (where the terminal has them) and colours
 
@@ -81,6 +82,17 @@ def overridden(config: Options, settings: tuple[str, ...]) -> Options:
     from alm_jax.models.registry import named_config
 
     return apply_overrides(config, parse_settings(settings), named_config) if settings else config
+
+
+def load_model(options: Any) -> Any:
+    """The model that `alm ask` and `alm eval` were told to take."""
+    from rich.console import Console
+
+    from alm_jax.api import load
+
+    same = {name: getattr(options, name) for name in ("which", "base", "tokenizer", "memory")}
+    with Console(stderr=True).status(f"loading {options.model}"):
+        return load(options.model, **same, santa=parse_settings(options.santa, "--santa"))
 
 
 def parse_settings(settings: tuple[str, ...], flag: str = "--set") -> Mapping[str, str]:

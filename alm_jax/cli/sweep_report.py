@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alm_jax.core.files import new_file, write_text
 from alm_jax.train.metrics import read_metrics
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def report(out: Path, runs: Sequence[Run]) -> None:
         }
         for summary in summaries
     ]
-    _replace(out / "sweep.json", json.dumps({"runs": records, "variants": variants}, indent=1))
+    write_text(out / "sweep.json", json.dumps({"runs": records, "variants": variants}, indent=1))
     _write_csv(out / "sweep.csv", records)
     _print_table(summaries)
     if measures:
@@ -124,15 +125,13 @@ def _spread(mean: float, std: float | None) -> str:
 def _write_csv(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     names = list(dict.fromkeys(name for record in records for name in record["measures"]))
     paths = list(dict.fromkeys(path for record in records for path in record["overrides"]))
-    partial = path.with_suffix(".partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
+    with new_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["variant", "seed", "folder", "status", *paths, *names])
         for record in records:
             fixed = [record[key] for key in ("variant", "seed", "folder", "status")]
             given = [record["overrides"].get(path, "") for path in paths]
             writer.writerow([*fixed, *given, *(record["measures"].get(name, "") for name in names)])
-    partial.replace(path)
 
 
 def plot(
@@ -165,9 +164,8 @@ def plot(
         if xs[0] > 0 and xs[-1] >= 10 * xs[0]:
             axes.set_xscale("log")
     axes.set_ylabel(name.replace("_", " "))
-    partial = path.with_suffix(".partial")
-    figure.savefig(partial, format="png", dpi=120)
-    partial.replace(path)
+    with new_file(path) as partial:
+        figure.savefig(partial, format="png", dpi=120)
 
 
 def _axis(summaries: Sequence[Summary]) -> tuple[str | None, list[float]]:
@@ -182,9 +180,3 @@ def _axis(summaries: Sequence[Summary]) -> tuple[str | None, list[float]]:
 
 def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(text)
-    partial.replace(path)

@@ -19,18 +19,29 @@ def partial_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 
+@contextmanager
+def new_file(target: Path) -> Iterator[Path]:
+    """A path to write to, which stands at `target` once the block has ended without an error; else the old file does.
+
+    Raises:
+        OSError: it cannot be put there.
+    """
+    partial = partial_path(target)
+    try:
+        yield partial
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text: the file is the old one or the new one, nothing between.
+    """Write UTF-8 text as a `new_file`.
 
     Raises:
         OSError: it cannot be written; the old file is as it was.
     """
-    partial = partial_path(path)
-    try:
+    with new_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def remove_partials(folder: Path) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -21,7 +20,7 @@ import numpy as np
 
 from alm_jax.audio.segments import Segments
 from alm_jax.core.errors import ConfigError, DataError
-from alm_jax.core.files import partial_path
+from alm_jax.core.files import new_file
 from alm_jax.core.sequence import Layout
 from alm_jax.data.composed import Scenes
 from alm_jax.data.layout import row_lengths
@@ -375,10 +374,8 @@ def measure(
             logged = time.monotonic()
     if cache is not None:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        temporary = partial_path(cache)
-        with temporary.open("wb") as f:
+        with new_file(cache) as partial, partial.open("wb") as f:
             np.save(f, np.stack(sizes))
-        os.replace(temporary, cache)
     return sizes
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
@@ -16,6 +15,7 @@ from alm_jax.audio.fingerprint import FORMAT, MAX_SECONDS, fingerprint
 from alm_jax.audio.io import load_audio
 from alm_jax.core.cache import cache_dir
 from alm_jax.core.errors import AudioError, DataError
+from alm_jax.core.files import new_file
 from alm_jax.data.workers import each
 
 _PART = 512  # clips of a file
@@ -29,13 +29,9 @@ def write_prints(path: Path, prints: Sequence[np.ndarray]) -> None:
         OSError: it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.npz")
     peaks = np.concatenate([np.zeros(0, np.uint32), *prints])
-    try:
-        np.savez(partial, format=FORMAT, counts=np.array(list(map(len, prints)), np.int32), peaks=peaks)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with new_file(path) as partial, partial.open("wb") as file:
+        np.savez(file, format=FORMAT, counts=np.array(list(map(len, prints)), np.int32), peaks=peaks)
 
 
 def read_prints(path: Path) -> Prints:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -41,12 +42,9 @@ def answer_rows(
         features: of each row's clips (`features_of`), in their order; empty for none.
         progress: called with (done, all).
     """
-    # Rows of like length share a batch, so that little is spent on padding; the order of the result is the rows' own.
-    order = sorted(range(len(rows)), key=lambda i: (len(features[i]), len(rows[i].instruction)))
     answers = [""] * len(rows)
-    for start in range(0, len(order), batch_size):
-        part = order[start : start + batch_size]
-        full = part + part[-1:] * (batch_size - len(part))
+    sizes = [(len(heard), len(row.instruction)) for row, heard in zip(rows, features, strict=True)]
+    for part, full in alike(sizes, batch_size, progress):
         texts = model.answer(
             [rows[i].instruction for i in full],
             [features[i] for i in full],
@@ -56,8 +54,19 @@ def answer_rows(
         )
         for i, text in zip(part, texts):
             answers[i] = text
-        progress(min(start + batch_size, len(order)), len(order))
     return answers
+
+
+def alike(
+    sizes: Sequence[Any], batch_size: int, progress: Callable[[int, int], None]
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Batches of rows of like size, so that little is spent on padding: their numbers, and these filled up with the
+    last to `batch_size`, so that one shape is compiled. `progress` is called with (done, all) after each."""
+    order = sorted(range(len(sizes)), key=sizes.__getitem__)
+    for start in range(0, len(order), batch_size):
+        part = order[start : start + batch_size]
+        yield part, part + part[-1:] * (batch_size - len(part))
+        progress(start + len(part), len(order))
 
 
 def features_of(model: LoadedModel, rows: RowSet, chosen: Sequence[int]) -> list[list[jax.Array]]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import jax
 
 from alm_jax.data.rows import AudioRow
+from alm_jax.eval.answers import alike
 from alm_jax.infer.loaded import LoadedModel
 
 
@@ -52,12 +53,9 @@ def choose(
         features: of each row's clips (`eval.answers.features_of`), in their order.
         progress: called with (done, all).
     """
-    # Rows of like shape share a batch; the order of the result is the rows' own.
-    order = sorted(range(len(rows)), key=lambda i: (len(features[i]), len(choices[i]), len(rows[i].instruction)))
     chosen = [""] * len(rows)
-    for start in range(0, len(order), batch_size):
-        part = order[start : start + batch_size]
-        full = part + part[-1:] * (batch_size - len(part))
+    sizes = [(len(features[i]), len(choices[i]), len(row.instruction)) for i, row in enumerate(rows)]
+    for part, full in alike(sizes, batch_size, progress):
         ranked = model.likelihoods(
             [rows[i].instruction for i in full],
             [features[i] for i in full],
@@ -66,7 +64,6 @@ def choose(
         )
         for i, likelihoods in zip(part, ranked):
             chosen[i] = next(iter(likelihoods))
-        progress(min(start + batch_size, len(order)), len(order))
     return chosen
 
 

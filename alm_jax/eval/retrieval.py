@@ -1,4 +1,4 @@
-"""Retrieval between clips and texts, both ways, and zero-shot classification, from embeddings of one space (CLAP)."""
+"""Retrieval between clips and texts, both ways, and embeddings of classes, in the space of a CLAP."""
 
 from __future__ import annotations
 
@@ -100,19 +100,3 @@ def class_embeddings(model: Embeds, labels: Sequence[str], prompts: Sequence[str
     texts = [prompt.replace("{}", label) for label in labels for prompt in prompts]
     mean = np.asarray(model.embed_text(texts)).reshape(len(labels), len(prompts), -1).mean(1)
     return mean / np.linalg.norm(mean, axis=-1, keepdims=True)
-
-
-def zero_shot_accuracy(audio: np.ndarray, classes: np.ndarray, truth: Sequence[int]) -> float:
-    """Share of clips [A, dim] whose most similar class [C, dim] is the true one."""
-    return float(np.mean((np.asarray(audio) @ np.asarray(classes).T).argmax(-1) == np.asarray(truth)))
-
-
-def zero_shot_map(audio: np.ndarray, classes: np.ndarray, truth: np.ndarray) -> float:
-    """Mean average precision over the classes [C, dim] that some clip [A, dim] has; `truth`: bool [A, C] (tagging)."""
-    scores, truth = np.asarray(classes) @ np.asarray(audio).T, np.asarray(truth, bool).T
-    scores, truth = scores[truth.any(1)], truth[truth.any(1)]
-    if not len(truth):
-        raise UsageError("no clip has any class: there is nothing to score")
-    found = np.take_along_axis(truth, np.lexsort((truth, -scores), axis=-1), axis=-1)
-    precision = np.cumsum(found, 1) / np.arange(1, found.shape[1] + 1)
-    return float(((precision * found).sum(1) / found.sum(1)).mean())

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from alm_jax.core.errors import AlmError, AudioError, DataError, UsageError
-from alm_jax.core.files import partial_path, write_text
+from alm_jax.core.files import new_file, write_text
 from alm_jax.data.rows import AudioRow, RowSet
 from alm_jax.infer.clap import LoadedClap
 from alm_jax.infer.clips import Clip, check_segments
@@ -171,13 +171,8 @@ def _replace_lines(out: Path, lines: Mapping[int, bytes]) -> None:
     """Put other lines in the place of some of a file's; the file is the old one or the new one, nothing between."""
     if not lines:
         return
-    partial = partial_path(out)
-    try:
-        with out.open("rb") as old, partial.open("wb") as new:
-            new.writelines(lines.get(i, line) for i, line in enumerate(old))
-        os.replace(partial, out)
-    finally:
-        partial.unlink(missing_ok=True)
+    with new_file(out) as partial, out.open("rb") as old, partial.open("wb") as new:
+        new.writelines(lines.get(i, line) for i, line in enumerate(old))
 
 
 def fingerprint(model: LoadedModel | LoadedClap) -> str:

@@ -28,6 +28,7 @@ from alm_jax.infer.images import Picture, pixels
 from alm_jax.infer.rank import rank
 from alm_jax.infer.sampling import Sampling
 from alm_jax.models.alm import AlmConfig, AudioLanguageModel, build
+from alm_jax.models.contrast import unit
 from alm_jax.models.encoders.clap import ClapEncoderConfig
 from alm_jax.models.santa import Memory, SantaConfig, santa
 
@@ -118,7 +119,8 @@ class LoadedModel:
             UsageError: it is none. As `encode`.
         """
         self._check_clap()
-        return _unit(jnp.concatenate([self._encode([clip])[0] for clip in clips])[:, 0, 0])
+        embedded = jnp.concatenate([self._encode([clip])[0] for clip in clips])[:, 0, 0]
+        return np.asarray(unit(embedded.astype(jnp.float32)))
 
     def embed_text(self, texts: Sequence[str]) -> np.ndarray:
         """Embeddings float32 [N, dim] of length 1 of texts, by an encoder that is a CLAP.
@@ -133,7 +135,7 @@ class LoadedModel:
             raise UsageError(f"this model has no {missing}: build the memory with a model that has both towers")
         captions = Captions(self.encoder_tokenizer, encoder.text_tokens, encoder.text_gap)
         ids = np.stack([captions.numpy(text) for text in texts])
-        return _unit(_encode(self._model, jnp.asarray(ids))[:, 0, 0])
+        return np.asarray(unit(_encode(self._model, jnp.asarray(ids))[:, 0, 0].astype(jnp.float32)))
 
     @property
     def embeds(self) -> bool:
@@ -429,11 +431,6 @@ def _assemble(config: AlmConfig, arrays: Mapping[str, Any]) -> AudioLanguageMode
 @jax.jit
 def _encode(model: AudioLanguageModel, frames: jax.Array) -> jax.Array:
     return jnp.moveaxis(model.encode(frames).values, 0, 1)
-
-
-def _unit(embeddings: jax.Array) -> np.ndarray:
-    embeddings = np.asarray(embeddings, np.float32)
-    return embeddings / np.linalg.norm(embeddings, axis=-1, keepdims=True)
 
 
 @jax.jit

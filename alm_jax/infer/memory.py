@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 from alm_jax.convert.formats import open_tensors
 from alm_jax.convert.formats.safetensors import Safetensors, Tensor, write_safetensors
 from alm_jax.core.errors import CheckpointError, DataError, UsageError
-from alm_jax.core.files import partial_path
+from alm_jax.core.files import new_file
 from alm_jax.data.rows import RowSet
 from alm_jax.models.santa import Memory, SantaConfig, build_memory, noise_variance
 
@@ -64,15 +63,12 @@ class Bank:
         told = {"format": FORMAT, "texts": self.texts, "count": str(self.count), "seed": str(self.seed)}
         told |= {f"clap_{tower}": digest for tower, digest in self.clap.items()}
         tensor = Tensor("bank", self.embeddings.shape, self.embeddings.dtype, lambda: iter([self.embeddings]))
-        partial = partial_path(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_safetensors(partial, [tensor], told)
-            os.replace(partial, path)
+            with new_file(path) as partial:
+                write_safetensors(partial, [tensor], told)
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be written: {error}") from error
-        finally:
-            partial.unlink(missing_ok=True)
 
     @classmethod
     def open(cls, path: str | Path) -> Bank:

@@ -13,6 +13,7 @@ from alm_jax.core.errors import UsageError
 from alm_jax.data.tokenizer import Tokenizer
 from alm_jax.models.aligners.qformer import QFormer
 from alm_jax.models.clap import text_batch
+from alm_jax.models.contrast import unit
 from alm_jax.models.features import AlignerText
 
 LENGTH_BUCKET = 32  # texts are filled up to a multiple of it, so that few lengths are ever compiled
@@ -39,7 +40,7 @@ class TagScorer:
             raise UsageError("a class has no name, or there is none: give each class a name")
         self.aligner, self.tokenizer = aligner, tokenizer
         words, mask = self._words([name.lower() for name in classes])
-        self._classes = _unit(jnp.sum(words * mask[..., None], axis=1) / mask.sum(1)[:, None])
+        self._classes = unit(jnp.sum(words * mask[..., None], axis=1) / mask.sum(1)[:, None])
 
     def __call__(self, texts: Sequence[str], *, batch_size: int = 64) -> np.ndarray:
         """Scores float32 [N, classes] in [0, 1]; an empty text scores 0 in each class."""
@@ -73,9 +74,5 @@ def _outputs(aligner: QFormer, text: AlignerText) -> jax.Array:
 
 @jax.jit
 def _nearest(words: jax.Array, mask: jax.Array, classes: jax.Array) -> jax.Array:
-    cosines = jnp.einsum("blh,ch->blc", _unit(words), classes)
+    cosines = jnp.einsum("blh,ch->blc", unit(words), classes)
     return jax.nn.sigmoid(jnp.max(cosines, axis=1, where=mask[..., None], initial=-1.0))
-
-
-def _unit(x: jax.Array) -> jax.Array:
-    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-8)

@@ -19,6 +19,7 @@ from alm_jax.core import axes as ax
 from alm_jax.core.errors import ConfigError
 from alm_jax.layers.dense import Dense, dropout
 from alm_jax.layers.norm import LayerNorm, layer_norm
+from alm_jax.models.contrast import unit
 from alm_jax.models.decoders.gpt2 import Gpt2, Gpt2Config
 from alm_jax.models.encoders.ast import Ast, AstConfig
 from alm_jax.models.encoders.audio_mae import AudioMae, AudioMaeConfig
@@ -237,7 +238,8 @@ class Clap(Similarity):
             longer: with fusion, bool [B], whether the last three of them count.
             normalise: scale embeddings to length 1; MATS takes them as they are.
         """
-        return _normalised(self.audio(x, longer), normalise)
+        embeddings = self.audio(x, longer)
+        return unit(embeddings) if normalise else embeddings
 
     def encode_text(
         self, ids: jax.Array, mask: jax.Array, *, normalise: bool = False, dtype: jnp.dtype = jnp.float32
@@ -250,12 +252,13 @@ class Clap(Similarity):
         Raises:
             ConfigError: the texts are longer than the tower's table of positions.
         """
-        return _normalised(self.text(ids, mask, dtype), normalise)
+        embeddings = self.text(ids, mask, dtype)
+        return unit(embeddings) if normalise else embeddings
 
     def logits(self, audio: jax.Array, text: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Embeddings [A, dim] and [T, dim] -> scaled cosines float32 [A, T], of each clip to every text, and [T, A];
         with the bias of a sigmoid, if there is one."""
-        audio, text = (_normalised(x.astype(jnp.float32), True) for x in (audio, text))
+        audio, text = (unit(x.astype(jnp.float32)) for x in (audio, text))
         cosine, scale = audio @ text.T, jnp.exp(self.logit_scale[...])
         bias = 0.0 if self.logit_bias is None else self.logit_bias[...]
         return scale[0] * cosine + bias, scale[-1] * cosine.T + bias
@@ -285,7 +288,3 @@ def text_batch(
         ids[i, : len(row)] = row
         mask[i, : len(row)] = 1
     return ids, mask
-
-
-def _normalised(x: jax.Array, wanted: bool) -> jax.Array:
-    return x / jnp.linalg.norm(x, axis=-1, keepdims=True) if wanted else x

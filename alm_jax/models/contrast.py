@@ -18,6 +18,12 @@ BLOCK = 1024  # rows that are scored against at a time, at most
 _NEVER = -1e30  # score of what takes no part; finite, so that a block of nothing else has a gradient
 
 
+def unit(x: jax.Array) -> jax.Array:
+    """Vectors along the last axis, of length 1. One of zeros stays so, and its gradient is finite."""
+    wide = x.astype(jnp.float32)
+    return (wide * jax.lax.rsqrt(jnp.maximum(jnp.square(wide).sum(-1, keepdims=True), 1e-24))).astype(x.dtype)
+
+
 def softmax_contrast(
     audio: jax.Array, text: jax.Array, scales: tuple[jax.Array, jax.Array], rows: jax.Array | None = None
 ) -> jax.Array:

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from alm_jax.core.errors import ConfigError
-from alm_jax.models.aligners.mapper import add_noise, unit
+from alm_jax.models.aligners.mapper import add_noise
+from alm_jax.models.contrast import unit
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ import jax
 import numpy as np
 
 from alm_jax.core.errors import AlmError, CheckpointError
+from alm_jax.core.files import new_file
 from alm_jax.core.tree import Arrays
 from alm_jax.train.state import TrainState
 
@@ -401,9 +402,7 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a small file so that it is there as a whole or not at all; on one process of several."""
     if jax.process_index() != 0:
         return
-    partial = path.with_suffix(".partial")
-    with partial.open("w") as handle:
+    with new_file(path) as partial, partial.open("w") as handle:
         json.dump(content, handle, indent=1)
         handle.flush()
         os.fsync(handle.fileno())
-    partial.replace(path)

@@ -285,10 +285,10 @@ def test_writing_fails_whole_and_clearly(tmp_path, monkeypatch):
         with pytest.raises(AudioError, match=name):
             write_audio(tmp_path / name, samples, rate)
 
-    def full(self, target):
+    def full(self, data):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(type(path), "replace", full)
+    monkeypatch.setattr(type(path), "write_bytes", full)
     with pytest.raises(AudioError, match="No space left"):
         write_audio(path, np.ones(10), RATE)
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["a.wav"]

@@ -8,8 +8,6 @@ from alm_jax.eval.retrieval import (
     audio_text_retrieval,
     class_embeddings,
     retrieve,
-    zero_shot_accuracy,
-    zero_shot_map,
 )
 
 
@@ -72,13 +70,3 @@ def test_classes_are_means_over_prompts():
     np.testing.assert_allclose(found, expected / np.linalg.norm(expected, axis=1, keepdims=True))
     with pytest.raises(UsageError, match=r"prompts with \{\} in the label's place"):
         class_embeddings(Words(), ["dog"], ["a sound"])
-
-
-def test_zero_shot_by_hand():
-    classes, audio = np.eye(3), np.array([[0.9, 0.1, 0], [0.2, 0.7, 0.1], [0.6, 0.1, 0.3]])
-    assert zero_shot_accuracy(audio, classes, [0, 1, 2]) == pytest.approx(2 / 3)
-    # Class 0 is of clips 0 and 2 (ranks 1, 2), class 1 of clip 2 (scores .1, .7, .1: third by the tie), 2 of none.
-    truth = np.array([[1, 0, 0], [0, 0, 0], [1, 1, 0]], bool)
-    assert zero_shot_map(audio, classes, truth) == pytest.approx((1 + 1 / 3) / 2)
-    with pytest.raises(UsageError, match="no clip has any class"):
-        zero_shot_map(audio, classes, np.zeros((3, 3), bool))

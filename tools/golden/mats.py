@@ -21,8 +21,9 @@ from alm_jax.data.layout import lay_out
 from alm_jax.data.tokenizer import load_tokenizer
 from alm_jax.infer.sampling import Sampling
 from alm_jax.models import mats, santa
-from alm_jax.models.aligners.mapper import Mapper, add_noise, unit
+from alm_jax.models.aligners.mapper import Mapper, add_noise
 from alm_jax.models.alm import AlmConfig, AudioLanguageModel, build
+from alm_jax.models.contrast import unit
 from alm_jax.models.features import Features
 from golden.apt_llm import answer, ended
 from golden.ltu_model import IGNORED_LABEL

@@ -19,7 +19,7 @@ from alm_jax.audio.fingerprint import FORMAT, fingerprint
 from alm_jax.audio.io import load_audio
 from alm_jax.audio.records import WRITER_OPTIONS, encode_example
 from alm_jax.core.errors import AudioError
-from alm_jax.core.files import write_text
+from alm_jax.core.files import new_file, partial_path, write_text
 from alm_jax.data.prints import write_prints
 from alm_jax.data.sets.base import DataSet, Item, Report
 from alm_jax.data.sets.files import Files, opened, outside
@@ -109,7 +109,7 @@ def make_plan(
     listed: dict[str, int] = dict.fromkeys(dataset.splits, 0)
     places: dict[str, tuple[list[int], list[int]]] = {split: ([], []) for split in dataset.splits}
     seen, used, known = set(), set(), set(dataset.labels)
-    partial = {split: folder / f".plan-{split}.jsonl.{os.getpid()}" for split in dataset.splits}
+    partial = {split: partial_path(folder / f"plan-{split}.jsonl") for split in dataset.splits}
     handles = {split: path.open("wb") for split, path in partial.items()}
     try:
         for item in dataset.read(files, report):
@@ -169,9 +169,8 @@ def write_shard(shard: Shard) -> Written:
     from array_record.python.array_record_module import ArrayRecordWriter
 
     index, prints, problems = [], [], []
-    partial = shard.path.with_name(f".{shard.path.name}.{os.getpid()}")
     shard.clips.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with new_file(shard.path) as partial:
         writer = ArrayRecordWriter(str(partial), WRITER_OPTIONS)
         for line in lines:
             clip = json.loads(line)
@@ -186,9 +185,6 @@ def write_shard(shard: Shard) -> Written:
             told = {name: value for name, value in clip.items() if name not in ("audio", "stamp")}
             index.append(told | {"seconds": round(len(samples) / rate, 4)})
         writer.close()
-        os.replace(partial, shard.path)
-    finally:
-        partial.unlink(missing_ok=True)
     write_prints(shard.prints, prints)
     write_text(shard.clips, "".join(json.dumps(told, ensure_ascii=False) + "\n" for told in index))
     written = Written(key, len(index), shard.path.stat().st_size, tuple(problems))
@@ -210,10 +206,11 @@ def finished(shard: Shard) -> Written | None:
 def leftovers(shards: list[Shard], out: Path) -> Iterator[Path]:
     """Files of an earlier preparation that are of no use: other numbers of shards, and what a killed process left."""
     wanted = {path for shard in shards for path in (shard.path, shard.clips, shard.prints, shard.state)}
-    beside = (f"{CLIPS}/*.jsonl", f"{PRINTS}/*.npz", f"{STATE}/*-of-*.json", f"{STATE}/.plan-*")
+    beside = (f"{CLIPS}/*.jsonl", f"{PRINTS}/*.npz", f"{STATE}/*-of-*.json")
     for pattern in ("*.array_record-*", *beside):
         yield from (path for path in sorted(out.glob(pattern)) if path not in wanted)
-    yield from sorted(out.glob(".*.array_record-*"))
+    for folder in (out, out / CLIPS, out / PRINTS, out / STATE):
+        yield from sorted(folder.glob(".*.partial"))
 
 
 def _checked(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from alm_jax.core.errors import ConfigError, DataError
-from alm_jax.core.files import partial_path
+from alm_jax.core.files import new_file
 from alm_jax.data.endpoint import Asker
 from alm_jax.data.rows import AudioRow
 from alm_jax.data.tasks import ltu, single
@@ -155,11 +154,10 @@ def write_rows(path: str | Path, rows: Iterable[AudioRow]) -> dict[str, int]:
         DataError: the file cannot be written. Whatever making the rows raises.
     """
     path, counts = Path(path), Counter()
-    written = partial_path(path)
     locate = partial(_located, path.parent.resolve())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with written.open("w", encoding="utf-8") as file:
+        with new_file(path) as written, written.open("w", encoding="utf-8") as file:
             for row in rows:
                 clips = [locate(clip) for clip in row.clips]
                 told = {
@@ -174,11 +172,8 @@ def write_rows(path: str | Path, rows: Iterable[AudioRow]) -> dict[str, int]:
                 }
                 file.write(json.dumps(told, ensure_ascii=False) + "\n")
                 counts[row.task] += 1
-        os.replace(written, path)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error})") from None
-    finally:
-        written.unlink(missing_ok=True)
     return dict(counts)
 
 

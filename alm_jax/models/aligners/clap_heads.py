@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from alm_jax.models.clap import AudioHead, ProjectionKind, Similarity, Space, TextConfig, TextTower
-from alm_jax.models.contrast import sigmoid_contrast, softmax_contrast
+from alm_jax.models.contrast import sigmoid_contrast, softmax_contrast, unit
 from alm_jax.models.decoders.gpt2 import Gpt2Config
 from alm_jax.models.features import AlignerText, Features
 
@@ -72,11 +72,11 @@ class ClapHeads(Similarity):
 
     def encode_audio(self, features: Features, key: jax.Array | None = None) -> jax.Array:
         """[K, B, T, D] -> embeddings float32 [B, out_dim] of length 1; `key` turns dropout on."""
-        return _unit(self.audio(features, key))
+        return unit(self.audio(features, key).astype(jnp.float32))
 
     def encode_text(self, text: AlignerText, key: jax.Array | None = None, dtype: jnp.dtype = jnp.float32) -> jax.Array:
         """[B, L] -> embeddings float32 [B, out_dim] of length 1."""
-        return _unit(self.text(text.tokens, text.mask.astype(jnp.int32), dtype, key))
+        return unit(self.text(text.tokens, text.mask.astype(jnp.int32), dtype, key).astype(jnp.float32))
 
     def contrast(self, audio: jax.Array, text: jax.Array, rows: jax.Array | None = None) -> jax.Array:
         """The loss of pairs of embeddings [B, out_dim], of which `rows` bool [B] count: InfoNCE or SigLIP's."""
@@ -88,8 +88,3 @@ class ClapHeads(Similarity):
     def __call__(self, features: Features, text: None = None, key: jax.Array | None = None):
         """[K, B, T, D] -> ([B, 1, out_dim], None), the clip's embedding as its one token."""
         return self.encode_audio(features, key)[:, None], None
-
-
-def _unit(x: jax.Array) -> jax.Array:
-    x = x.astype(jnp.float32)
-    return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))

@@ -14,6 +14,7 @@ from alm_jax.layers import initializers as init
 from alm_jax.layers import stack
 from alm_jax.layers.dense import Dense
 from alm_jax.layers.transformer import TransformerBlock
+from alm_jax.models.contrast import unit
 from alm_jax.models.features import Features
 
 
@@ -81,11 +82,6 @@ class Mapper(nnx.Module):
         if key is not None and self.config.noise_variance:
             x = add_noise(x, jax.random.normal(key, x.shape, jnp.float32), self.config.noise_variance)
         return self.proj(self.map(x)), None
-
-
-def unit(x: jax.Array) -> jax.Array:
-    """Vectors of length 1."""
-    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12).astype(x.dtype)
 
 
 def add_noise(x: jax.Array, noise: jax.Array, variance: float) -> jax.Array:

@@ -18,6 +18,7 @@ from alm_jax.layers.dense import Dense, dropout
 from alm_jax.layers.embed import Embed
 from alm_jax.layers.mlp import Mlp
 from alm_jax.layers.norm import LayerNorm
+from alm_jax.models.contrast import unit
 from alm_jax.models.features import AlignerText, Features
 
 Mask = Literal["unimodal", "bidirectional", "causal"]
@@ -139,16 +140,12 @@ class PretrainingHeads(nnx.Module):
 
     def compared(self, queries: jax.Array, text: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Outputs [B, Q, hidden], [B, L, hidden] -> unit vectors of the queries [B, Q, E] and of each text [B, E]."""
-        return _unit(self.audio_proj(queries)), _unit(self.text_proj(text[:, 0]))
+        return unit(self.audio_proj(queries)), unit(self.text_proj(text[:, 0]))
 
     def words(self, text: jax.Array, embed: Embed) -> jax.Array:
         """Text outputs [B, L, hidden] -> float32 logits [B, L, vocab] over the words of `embed` (BERT's head)."""
         x = self.norm(jax.nn.gelu(self.transform(text), approximate=False))
         return embed.attend(x) + self.word_bias[...]
-
-
-def _unit(x: jax.Array) -> jax.Array:
-    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
 class QFormer(nnx.Module):

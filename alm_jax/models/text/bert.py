@@ -19,6 +19,7 @@ from alm_jax.layers.dense import Dense
 from alm_jax.layers.embed import Embed
 from alm_jax.layers.mlp import Activation, Mlp
 from alm_jax.layers.norm import LayerNorm
+from alm_jax.models.contrast import unit
 
 
 @dataclass(frozen=True)
@@ -158,5 +159,4 @@ def sentence_embedding(hidden: jax.Array, mask: jax.Array) -> jax.Array:
 
     How `sentence-transformers/all-MiniLM-L6-v2` pools a text.
     """
-    mean = mean_of_tokens(hidden, mask)
-    return mean / jnp.maximum(jnp.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)
+    return unit(mean_of_tokens(hidden, mask))
