@@ -94,7 +94,7 @@ def language(name: str, ratios: dict[str, float], trainable: tuple[str, ...], op
     """80 rows a step; the authors' micro-batch, over which they averaged the loss, had two."""
     data = rows(ratios, 80, (80, 112, 160, 256, 448, 896), MOST_CLIPS)
     begin = (Weights("*", PREVIOUS), Weights("decoder.*", VICUNA))
-    return Stage(name, data, trainable, optim, loss_group=2, micro_batch=16, init_from=begin, drop=UNUSED, **options)
+    return Stage(name, data, trainable, optim, loss_group=2, init_from=begin, drop=UNUSED, **options)
 
 
 def experiment(name: str, model: AlmConfig, stages: tuple[Stage, ...], **options) -> Experiment:

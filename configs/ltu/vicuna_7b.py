@@ -46,7 +46,7 @@ def stage(
     """256 rows a step; `group` is the authors' micro-batch, over which they averaged the loss."""
     data = DataSpec(sources, batch_size=256, buckets=(64, 80, 96, 112, 144), seed=42, workers=8)
     optim = OptimConfig(learning_rate=rate, schedule="linear", warmup_steps=100)
-    return Stage(name, data, trainable, optim, epochs=epochs, loss_group=group, micro_batch=64, **options)
+    return Stage(name, data, trainable, optim, epochs=epochs, loss_group=group, **options)
 
 
 def experiment(name: str, decoder: LlamaConfig, pretrained: str, rows: Rows = OPENAQA) -> Experiment:

@@ -28,7 +28,7 @@ ALL = ("aligner.*", "*.lora_?")
 def stage(name: str, rows: str, rate: float, trainable: tuple[str, ...], epochs: int, **options) -> Stage:
     data = DataSpec((Source(f"{ROWS}/{rows}"),), batch_size=256, buckets=(64, 96, 136, 192), seed=42, workers=8)
     optim = OptimConfig(learning_rate=rate, schedule="linear", warmup_steps=100)
-    options = {"loss_group": 4, "micro_batch": 64, "features": "cached"} | options
+    options = {"loss_group": 4, "features": "cached"} | options
     return Stage(name, data, trainable, optim, epochs=epochs, **options)
 
 

@@ -85,7 +85,7 @@ def get_config(hears: Hears = "text", names: tuple[str, ...] = tuple(DATA_SETS))
     model = mats(decoder())
     model = replace(model, aligner=replace(model.aligner, remat="full"))
     mesh = MeshConfig(data=1, fsdp=-1)
-    trained = stage(rows(96, names), falling, 12, hears, micro_batch=48)
+    trained = stage(rows(96, names), falling, 12, hears)
     return experiment("mats_vicuna_7b", model, trained, VICUNA, mesh=mesh, topologies=("v5e:4x4", "h100:8"))
 
 
