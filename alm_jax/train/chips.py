@@ -35,7 +35,8 @@ class Chip:
     Attributes:
         kind: `tpu` or `gpu`. hbm: GiB. peak: dense bfloat16 FLOP/s. bandwidth: bytes/s of the HBM.
         link: bytes/s that reach it from others of its slice or host, all links together, one way.
-        example: a slice of it. devices: JAX devices of a chip, which share all of this evenly.
+        example: a slice of it. kinds: what JAX calls its devices (`device_kind`). devices: JAX devices of a chip, which
+            share all of this evenly.
         network: bytes/s that reach a GPU from other hosts.
         options: what libtpu has to be told to make devices as such a machine has them.
     """
@@ -46,6 +47,7 @@ class Chip:
     bandwidth: float
     link: float
     example: str
+    kinds: tuple[str, ...]
     devices: int = 1
     network: float = 0.0
     options: tuple[tuple[str, str], ...] = ()
@@ -55,16 +57,21 @@ class Chip:
 # GPUs, SXM: NVIDIA's data sheets (without sparsity; NVLink in both directions is twice `link`) and, for `network`, the
 # adapters of DGX A100 (200 Gbit/s a GPU), DGX H100, H200 and B200 (400 Gbit/s).
 CHIPS: dict[str, Chip] = {
-    "v4": Chip("tpu", 32, 275e12, 1200e9, 300e9, "v4:2x2x4", options=(("chip_config_name", "megacore"),)),
-    "v5e": Chip("tpu", 16, 197e12, 819e9, 200e9, "v5e:4x4"),
-    "v5p": Chip("tpu", 95, 459e12, 2765e9, 600e9, "v5p:2x2x4"),
-    "v6e": Chip("tpu", 32, 918e12, 1638e9, 400e9, "v6e:4x4"),
-    "tpu7x": Chip("tpu", 192, 2307e12, 7380e9, 600e9, "tpu7x:2x2x2", devices=2),
-    "a100": Chip("gpu", 80, 312e12, 2039e9, 300e9, "a100:8", network=25e9),
-    "h100": Chip("gpu", 80, 989e12, 3350e9, 450e9, "h100:8", network=50e9),
-    "h200": Chip("gpu", 141, 989e12, 4800e9, 450e9, "h200:8", network=50e9),
-    "b200": Chip("gpu", 180, 2250e12, 8000e9, 900e9, "b200:8", network=50e9),
+    "v4": Chip("tpu", 32, 275e12, 1200e9, 300e9, "v4:2x2x4", ("TPU v4",), options=(("chip_config_name", "megacore"),)),
+    "v5e": Chip("tpu", 16, 197e12, 819e9, 200e9, "v5e:4x4", ("TPU v5 lite", "TPU v5e")),
+    "v5p": Chip("tpu", 95, 459e12, 2765e9, 600e9, "v5p:2x2x4", ("TPU v5", "TPU v5p")),
+    "v6e": Chip("tpu", 32, 918e12, 1638e9, 400e9, "v6e:4x4", ("TPU v6 lite", "TPU v6e")),
+    "tpu7x": Chip("tpu", 192, 2307e12, 7380e9, 600e9, "tpu7x:2x2x2", ("TPU7x",), devices=2),
+    "a100": Chip("gpu", 80, 312e12, 2039e9, 300e9, "a100:8", ("NVIDIA A100-SXM4-80GB",), network=25e9),
+    "h100": Chip("gpu", 80, 989e12, 3350e9, 450e9, "h100:8", ("NVIDIA H100 80GB HBM3",), network=50e9),
+    "h200": Chip("gpu", 141, 989e12, 4800e9, 450e9, "h200:8", ("NVIDIA H200",), network=50e9),
+    "b200": Chip("gpu", 180, 2250e12, 8000e9, 900e9, "b200:8", ("NVIDIA B200",), network=50e9),
 }
+
+
+def peak_of(kind: str) -> float | None:
+    """FLOP/s of a device by its `device_kind`; None if it is not known."""
+    return next((chip.peak / chip.devices for chip in CHIPS.values() if kind in chip.kinds), None)
 
 
 @dataclass(frozen=True)
@@ -130,7 +137,7 @@ def find_topology(name: str) -> Topology:
     if count < 1 or (count > GPUS_A_HOST and count % GPUS_A_HOST):
         whole = f"expected a number of GPUs, in whole hosts of {GPUS_A_HOST}"
         raise UsageError(f"topology {name!r}: {whole}: {chip.example}")
-    return Topology(name, chip, tuple(_Absent(i, found[1]) for i in range(count)))
+    return Topology(name, chip, tuple(_Absent(i, chip.kinds[0]) for i in range(count)))
 
 
 def _slice(name: str, chip: Chip, shape: str) -> Topology:

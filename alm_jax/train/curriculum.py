@@ -130,7 +130,8 @@ def _run_stages(session: Session) -> RunResult:
             )
             return RunResult(session.run.path, tuple(results), stopped=True)
     session.goodput.save()
-    session.progress.say(f"time: {session.goodput}")
+    known = ", ".join(f"{result.name} {result.mfu:.1%}" for result in results if result.mfu is not None)
+    session.progress.say(f"time: {session.goodput}" + (f"; MFU of the stages: {known}" if known else ""))
     return RunResult(session.run.path, tuple(results), stopped=False)
 
 

@@ -15,6 +15,7 @@ import jax
 from alm_jax.core import tree
 from alm_jax.core.cache import cache_dir
 from alm_jax.core.errors import AlmError
+from alm_jax.core.mesh import device_kind
 from alm_jax.core.processes import raise_together
 from alm_jax.core.sequence import Batch
 from alm_jax.core.tree import Arrays
@@ -22,11 +23,13 @@ from alm_jax.data.pipeline import DataPipeline, LoadedBatch
 from alm_jax.train import inputs, weights
 from alm_jax.train.batches import place
 from alm_jax.train.checkpoint import Checkpoints, RunFolder, StageFolder
+from alm_jax.train.chips import peak_of
 from alm_jax.train.config import Experiment, Stage
 from alm_jax.train.features import Hearing, compute_features
 from alm_jax.train.goodput import GOOD, Goodput
 from alm_jax.train.interrupts import Interrupts
 from alm_jax.train.metrics import MetricsFile, Progress, Tracker
+from alm_jax.train.model_flops import Utilization
 from alm_jax.train.objectives import OBJECTIVES
 from alm_jax.train.optim import make_optimizer
 from alm_jax.train.profile import Profiler
@@ -61,13 +64,15 @@ class Session:
 
 @dataclass(frozen=True)
 class StageResult:
-    """How a stage ended: after `step` of `total` updates, with the last losses."""
+    """How a stage ended: after `step` of `total` updates, with the last losses; `mfu` is the mean of its steps, None
+    where nothing is published of the device."""
 
     name: str
     step: int
     total: int
     loss: float | None = None
     validation_loss: float | None = None
+    mfu: float | None = None
 
 
 def run_stage(session: Session, index: int) -> StageResult:
@@ -141,6 +146,7 @@ def _train(session, index, model, start, folder, total, training, validation) ->
             validation=validation,
             checkpoints=checkpoints,
             watchdog=watchdog,
+            utilization=Utilization(model, optimizer, peak_of(device_kind())),
             best=math.inf if best is None else best,
         )
         with session.goodput.spending(GOOD):
@@ -214,7 +220,7 @@ class Trainer:
     Attributes:
         frozen: parameters that do not train. step: the compiled step. total: updates of the stage.
         training, validation: where batches come from. best: lowest validation loss so far.
-        watchdog: is told what gets done.
+        watchdog: is told what gets done. utilization: of the devices' peak.
     """
 
     session: Session
@@ -227,9 +233,9 @@ class Trainer:
     validation: DataPipeline | None
     checkpoints: Checkpoints
     watchdog: Watchdog
+    utilization: Utilization
     best: float
-    _pending: tuple[int, dict[str, jax.Array], LoadedBatch, dict[str, float]] | None = None
-    _compiled: set[tuple[int, ...]] = field(default_factory=set)
+    _pending: tuple[int, dict[str, jax.Array], LoadedBatch, int, dict[str, float]] | None = None
     _clock: float = field(default_factory=time.monotonic)
     _bad: int = 0
     _seconds: float = 0.0
@@ -248,13 +254,15 @@ class Trainer:
             while (read := self._next(batches)) is not None:
                 loaded, batch, waited = read
                 done, began = loaded.step + 1, time.monotonic()
-                with profiler.before(done), session.goodput.spending(self._kind(batch)):
+                what = GOOD if self.utilization.knows(batch) else "compiling"
+                with profiler.before(done), session.goodput.spending(what):
                     state, metrics = self.step(state, self.frozen, batch)
+                    flops = self.utilization.flops(state, self.frozen, batch)
                 spent = {"data_wait_s": waited, "host_s": time.monotonic() - began}
                 profiler.after(done, metrics)
                 self._bad += len(loaded.bad)
                 self._log_pending()
-                self._pending = done, metrics, loaded, spent
+                self._pending = done, metrics, loaded, flops, spent
                 stop = session.interrupts.requested(done)
                 self._look_after(state, done, evaluate, stop)
                 if stop:
@@ -266,7 +274,8 @@ class Trainer:
             share = f"{self._waited / self._seconds:.1%} of the {self._seconds:.0f} s of its steps"
             session.progress.say(f"stage {self.stage.name}: waited for data {share}")
         session.goodput.save()
-        return StageResult(self.stage.name, done, self.total, self._loss, self._validation_loss)
+        losses = self._loss, self._validation_loss
+        return StageResult(self.stage.name, done, self.total, *losses, self.utilization.mfu)
 
     def _next(self, batches: Iterator[LoadedBatch]) -> tuple[LoadedBatch, Batch, float] | None:
         """The next batch, as loaded and on the devices, and the seconds that it was waited for; None after the last."""
@@ -275,12 +284,6 @@ class Trainer:
             loaded = next(batches, None)
             batch = None if loaded is None else place(loaded.batch, self.model.mesh)
         return None if batch is None else (loaded, batch, time.monotonic() - began)
-
-    def _kind(self, batch: Batch) -> str:
-        """What a step's time goes to on the host: the first of a shape compiles."""
-        seen = batch.shape in self._compiled
-        self._compiled.add(batch.shape)
-        return GOOD if seen else "compiling"
 
     def _look_after(self, state: TrainState, done: int, evaluate: Callable | None, stop: bool) -> None:
         """Validate and save where this step is one to do it at; metrics are on disk before their checkpoint is."""
@@ -294,6 +297,7 @@ class Trainer:
             best, self._validation_loss = loss < self.best, loss
             self.best = min(self.best, loss)
             self._log({"stage": self.stage.name, "step": done, "validation_loss": loss, **parts})
+            self._clock = time.monotonic()
         if done % loop.checkpoint_every == 0 or end or stop or best:
             self._log_pending()
             if self.session.metrics is not None:
@@ -332,7 +336,7 @@ class Trainer:
         """
         if self._pending is None:
             return
-        (done, metrics, loaded, spent), self._pending = self._pending, None
+        (done, metrics, loaded, flops, spent), self._pending = self._pending, None
         began = time.monotonic()
         values = {name: float(value) for name, value in metrics.items()}
         spent["device_wait_s"] = time.monotonic() - began
@@ -340,6 +344,7 @@ class Trainer:
         now = time.monotonic()
         seconds, self._clock = now - self._clock, now
         self._seconds, self._waited = self._seconds + seconds, self._waited + spent["data_wait_s"]
+        speed = self.utilization.took(flops, seconds)
         for name in ("loss", "grad_norm"):
             if not math.isfinite(values[name]):
                 raise AlmError(
@@ -357,6 +362,7 @@ class Trainer:
                 **values,
                 "step_time_s": round(seconds, 4),
                 **{name: round(value, 4) for name, value in spent.items()},
+                **speed,
                 **_memory(),
             }
         )

@@ -21,7 +21,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
 from alm_jax.core import axes as ax
-from alm_jax.core.config import apply_overrides, did_you_mean, flat
+from alm_jax.core.config import did_you_mean
 from alm_jax.core.errors import AlmError, ConfigError
 from alm_jax.core.mesh import DEFAULT_RULES, batch_sharding, make_mesh
 from alm_jax.core.precision import MIXED
@@ -32,6 +32,7 @@ from alm_jax.train.chips import GIB, Topology
 from alm_jax.train.config import Experiment, Stage
 from alm_jax.train.features import DTYPE as FEATURE_DTYPE
 from alm_jax.train.hlo import Collective
+from alm_jax.train.model_flops import model_flops, step_jaxpr
 from alm_jax.train.objectives import OBJECTIVES
 from alm_jax.train.optim import Optimizer, make_optimizer
 from alm_jax.train.state import TrainState, abstract_state
@@ -339,7 +340,10 @@ class _StageStep:
 
     def _counted(self) -> StagePlan:
         start = time.monotonic()
-        jaxpr = self._alone(self.model, self.micro_batch // self.shards)
+        state, frozen, batch = self.given
+        rows = lambda leaf: jax.ShapeDtypeStruct((leaf.shape[0] // self.shards, *leaf.shape[1:]), leaf.dtype)
+        alone = state, frozen, jax.tree.map(rows, batch)
+        jaxpr = step_jaxpr(self.model, self.optimizer, alone, self.micro_batch // self.shards)
         held = {leaf.shape: prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in self.model.target.values()}
         size = lambda value: _itemsize(value) * held.get(value.shape, prod(value.shape))
         temporaries = traced.most_held(jaxpr, size)
@@ -356,7 +360,7 @@ class _StageStep:
 
     def _roofline(self, flops: int, moved: int, collectives: tuple[Collective, ...], unknown: int) -> Roofline:
         chip = self.topology
-        needed = self._share(traced.work(self._alone(_without_remat(self.model), None)).flops)
+        needed = model_flops(self.model, self.optimizer, self.given) // self.mesh.size
         times = flops / chip.peak, moved / chip.bandwidth, sum(each.received for each in collectives) / chip.link
         mfu = needed / chip.peak / max(times)
         return Roofline(flops, needed, moved, collectives, *times, mfu, unknown)
@@ -364,21 +368,6 @@ class _StageStep:
     def _share(self, number: int) -> int:
         """Of what a row's devices do together."""
         return number * self.shards // self.mesh.size
-
-    def _alone(self, model: StageModel, micro_batch: int | None) -> jax.extend.core.Jaxpr:
-        """The step traced for one device's rows, all else whole."""
-        plain = lambda leaf, rows: jax.ShapeDtypeStruct((*rows, *leaf.shape[len(rows) :]), leaf.dtype)
-        state, frozen, batch = self.given
-        rows = batch.shape[0] // self.shards
-        step = make_step(
-            model.like,
-            self.optimizer,
-            model.precision,
-            objective=OBJECTIVES[self.stage.objective],
-            micro_batch=micro_batch,
-        )
-        whole = jax.tree.map(lambda leaf: plain(leaf, ()), (state, frozen))
-        return step.trace(*whole, jax.tree.map(lambda leaf: plain(leaf, (rows,)), batch)).jaxpr.jaxpr
 
     def _exchanged(self) -> tuple[Collective, ...]:
         """What dividing weights over rows costs: each micro-batch gathers them forward and backward, in the compute
@@ -403,12 +392,6 @@ class _StageStep:
             if path in self.model.trained and alike > 1:
                 add("all-reduce", micros, 4 * held, 4 * held * 2 * (alike - 1) / alike)
         return tuple(Collective(kind, *numbers) for kind, numbers in sums.items() if numbers[0])
-
-
-def _without_remat(model: StageModel) -> StageModel:
-    """The same that computes nothing twice."""
-    paths = [path for path in flat(model.config) if path.rpartition(".")[2] == "remat"]
-    return replace(model, config=apply_overrides(model.config, dict.fromkeys(paths, "none")))
 
 
 def abstract_batch(config: AlmConfig, stage: Stage, mesh: Mesh | AbstractMesh, aligner_length: int = 0) -> Batch:

@@ -7,7 +7,7 @@ import pytest
 
 from alm_jax.cli.main import main
 from alm_jax.core.errors import AlmError, UsageError
-from alm_jax.train.chips import CHIPS, GIB, find_topology
+from alm_jax.train.chips import CHIPS, GIB, find_topology, peak_of
 
 
 @pytest.mark.parametrize(
@@ -48,6 +48,22 @@ def test_gpus_of_several_hosts_are_further_apart():
     assert find_topology("h100:4").hbm == 80 * GIB
 
 
+@pytest.mark.parametrize(
+    ("kind", "peak"),
+    [
+        ("TPU v4", 275e12),
+        ("TPU v5e", 197e12),
+        ("TPU v5p", 459e12),
+        ("TPU7x", 2307e12 / 2),  # of one of the two devices of a chip
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        *((other, None) for other in ("cpu", "TPU v4 lite", "NVIDIA H100 PCIe", "NVIDIA H200 NVL", "")),
+    ],
+)
+def test_peaks_of_known_devices(kind, peak):
+    assert peak_of(kind) == peak
+
+
 @pytest.mark.tpu
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is not installed")
 def test_slices(monkeypatch):
@@ -58,5 +74,6 @@ def test_slices(monkeypatch):
         assert len(topology.devices) == prod(sides) * chip.devices, name
         assert topology.hbm == chip.hbm * GIB / chip.devices
         assert topology.peak * len(topology.devices) == chip.peak * prod(sides)
+        assert {peak_of(device.device_kind) for device in topology.devices} == {topology.peak}, name
     with pytest.raises(UsageError, match="topology 'v5e:3x3' cannot be made"):
         find_topology("v5e:3x3")

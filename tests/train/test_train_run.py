@@ -46,11 +46,14 @@ class Rows:
 
 @pytest.fixture(scope="module")
 def done(caches, tmp_path_factory):
-    """(experiment, folder, result, rows) of two stages, the first from cached features."""
+    """(experiment, folder, result, rows) of two stages, the first from cached features; the CPU calls itself a TPU v4
+    when it is asked for its peak."""
     experiment = short(**{"stages.read.features": "cached", "loop.tensorboard": True})
     tracker = Rows()
     out = tmp_path_factory.mktemp("done") / "run"
-    result = train(experiment, out, progress=False, trackers=[tracker], profile=(2, 3))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("alm_jax.train.loop.device_kind", lambda: "TPU v4")
+        result = train(experiment, out, progress=False, trackers=[tracker], profile=(2, 3))
     assert tracker.closed
     return experiment, out, result, tracker.rows
 
@@ -62,7 +65,7 @@ def test_a_run_folder_holds_everything(done):
     steps = [row for row in rows if "loss" in row]
     assert [(row["stage"], row["step"]) for row in steps] == [(s, i) for s in ("read", "all") for i in range(1, 7)]
     expected = {"stage", "step", "loss", "learning_rate", "grad_norm", "tokens_per_s", "step_time_s"}
-    expected |= {"data_wait_s", "host_s", "device_wait_s"}
+    expected |= {"data_wait_s", "host_s", "device_wait_s", "tflops_per_s_per_device", "mfu"}
     assert all(row.keys() == expected for row in steps)
     assert [row["learning_rate"] for row in steps[:3]] == pytest.approx([0.0, 1.5e-3, 3e-3])  # warm-up of 2
     validated = [row for row in rows if "validation_loss" in row]
@@ -78,6 +81,7 @@ def test_a_run_folder_holds_everything(done):
 
 def test_what_its_time_went_to(done):
     _, out, _, rows = done
+    steps = [row for row in rows if "loss" in row]
     told = json.loads((out / "goodput.json").read_text())
     assert told["seconds"].keys() == {"setup", "features", "compiling", "steps", "data", "validation", "checkpoints"}
     assert 0 < told["goodput"] < 1 and told["goodput"] == pytest.approx(
@@ -85,7 +89,10 @@ def test_what_its_time_went_to(done):
     )
     for row in rows:  # parts of a step, which overlap with none but its neighbours
         assert row.get("device_wait_s", 0) <= row.get("step_time_s", 0) + 1e-3
-    assert "time: " in (out / "log.txt").read_text()
+    for row in steps:  # four digits of each
+        assert row["mfu"] * 275 == pytest.approx(row["tflops_per_s_per_device"], rel=1e-3)
+    known = ", ".join(f"{stage.name} {stage.mfu:.1%}" for stage in done[2].stages)
+    assert "time: " in (log := (out / "log.txt").read_text()) and f"; MFU of the stages: {known}\n" in log
 
 
 @pytest.mark.parametrize("stage", ["read", "all"])
@@ -178,7 +185,9 @@ def test_cached_features_are_those_of_the_encoder_and_kept(done, monkeypatch, tm
     _, _, _, rows = done
     live = train(short(1), tmp_path / "live", progress=False)
     cached = [row["loss"] for row in rows if row["stage"] == "read" and "loss" in row]
-    plain = [row["loss"] for row in read_metrics(live.path / "metrics.jsonl") if "loss" in row]
+    steps = [row for row in read_metrics(live.path / "metrics.jsonl") if "loss" in row]
+    assert all("tflops_per_s_per_device" in row and "mfu" not in row for row in steps)  # nothing is published of a CPU
+    plain = [row["loss"] for row in steps]
     np.testing.assert_allclose(cached, plain, rtol=1e-4)  # features are kept in float16
     monkeypatch.setattr("alm_jax.train.features._write_parts", lambda *a: pytest.fail("computed again"))
     again = train(short(1, **{"stages.read.features": "cached"}), tmp_path / "again", progress=False)
