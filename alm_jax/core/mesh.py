@@ -102,22 +102,25 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
             f"the {len(devices)} devices are of {found} slices, and mesh.slices is {config.slices}: set mesh.slices to "
             f"{found}, and the other sizes to those of one slice"
         )
-    sizes = [getattr(config, name) for name in MESH_AXES]
+    sizes, mend = [getattr(config, name) for name in MESH_AXES], "set one of them to -1, which takes what others leave"
     if sizes.count(-1) == 1:
         known = prod(size for size in sizes if size != -1) * config.slices
         sizes[sizes.index(-1)] = len(devices) // known if known > 0 else 0
+        mend = f"those that are not -1 make {known}, which has to divide it"
     if min(*sizes, config.slices) < 1 or prod(sizes) * config.slices != len(devices):
         wanted = ", ".join(f"{name}={size}" for name, size in vars(config).items())
         raise ConfigError(
-            f"mesh ({wanted}) does not fit {len(devices)} devices: the sizes must multiply to that number; set one of "
-            "them to -1, which takes what the others leave"
+            f"mesh ({wanted}) does not fit {len(devices)} devices ({devices[0].platform}): the sizes must multiply to "
+            f"that number; {mend}"
         )
-    types = (AxisType.Auto,) * len(MESH_AXES)
+    # A side of the slice may be divided between axes: v6e:4x4 as 8 x 2.
     if found > 1:
         outer = (config.slices, *[1] * (len(sizes) - 1))
         placed = mesh_utils.create_hybrid_device_mesh(sizes, outer, devices, allow_split_physical_axes=True)
-        return Mesh(placed, MESH_AXES, axis_types=types)
-    return jax.make_mesh((sizes[0] * config.slices, *sizes[1:]), MESH_AXES, devices=devices, axis_types=types)
+    else:
+        sizes[0] *= config.slices
+        placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return Mesh(placed, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
 def specs(module: Any, rules: Rules = DEFAULT_RULES) -> dict[str, PartitionSpec]:

@@ -66,12 +66,18 @@ def join(distributed: bool = False, timeout: int = 300) -> None:
 def check_joined() -> None:
     """
     Raises:
-        UsageError: the devices are those of several processes that have not met.
+        UsageError: the devices are those of several processes that have not met. AlmError: there are none.
     """
-    if jax.process_count() > 1 and not jax.distributed.is_initialized():
-        raise UsageError(
-            f"this is one of {jax.process_count()} processes of a pod: start all of them with --distributed"
-        )
+    try:
+        count = jax.process_count()
+    except (AssertionError, RuntimeError) as error:  # the first where nothing of what JAX_PLATFORMS names is installed
+        reason = f" ({' '.join(str(error).split())[:200]})" if str(error) else ""
+        raise AlmError(
+            f"JAX finds no device of JAX_PLATFORMS={jax.config.jax_platforms}{reason}: install 'alm_jax[tpu]' or "
+            "'alm_jax[cuda]', see that no other process holds the devices, or set JAX_PLATFORMS=cpu"
+        ) from error
+    if count > 1 and not jax.distributed.is_initialized():
+        raise UsageError(f"this is one of {count} processes of a pod: start all of them with --distributed")
 
 
 def leave(code: int) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from alm_jax.core import mesh as meshes
 from alm_jax.core.errors import ConfigError
@@ -23,6 +23,19 @@ def place(batch: Any, mesh: Mesh) -> Any:
     """This process's rows of a batch (a tree of NumPy arrays) as global arrays, rows divided over the mesh."""
     sharding = meshes.batch_sharding(mesh)
     return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), batch)
+
+
+def check_rows(mesh: Mesh | AbstractMesh, name: str, rows: int) -> None:
+    """
+    Raises:
+        ConfigError: the devices that rows are divided over do not divide so many; the message names them `name`.
+    """
+    devices = mesh.shape[meshes.DATA] * mesh.shape[meshes.FSDP]
+    if rows % devices:
+        raise ConfigError(
+            f"{name} {rows} is not a multiple of the {devices} devices along data and fsdp: set it to one, or give "
+            "devices to mesh.tensor or mesh.context"
+        )
 
 
 def data_process(mesh: Mesh, rows: int) -> tuple[int, int]:
@@ -53,13 +66,8 @@ def process_rows(mesh: Mesh, rows: int) -> dict[int, tuple[int, ...]]:
     Raises:
         ConfigError: rows are not divisible by the devices, or processes hold overlapping, unequal parts.
     """
+    check_rows(mesh, "data.batch_size", rows)
     sharding = meshes.batch_sharding(mesh)
-    divisor = mesh.shape[meshes.DATA] * mesh.shape[meshes.FSDP]
-    if rows % divisor:
-        raise ConfigError(
-            f"batch of {rows} rows is not divisible by the {divisor} devices along data and fsdp: set data.batch_size "
-            f"to a multiple of {divisor}, or give devices to mesh.tensor or mesh.context"
-        )
     held: dict[int, set[int]] = {}
     for device, (part, *_) in sharding.devices_indices_map((rows,)).items():
         held.setdefault(device.process_index, set()).update(range(*part.indices(rows)))

@@ -16,7 +16,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -126,7 +126,7 @@ class StageFolder:
         """Save once, before the first step, what later checkpoints need beside the pretrained sources."""
         from orbax.checkpoint import v1 as ocp
 
-        with writing(self.path):
+        with writing(self.path), _quiet_orbax():
             self.path.mkdir(parents=True, exist_ok=True)
             if carried:
                 ocp.save(self.path / "carried", carried, overwrite=True)
@@ -212,8 +212,8 @@ class Checkpoints:
             n=1, get_metric_fn=lambda m: m[_METRIC], reverse=True, keep_checkpoints_without_metrics=False
         )
         self.folder = folder
-        self._quiet = _QuietOrbax()
-        logging.getLogger("absl").addFilter(self._quiet)
+        self._quiet = ExitStack()
+        self._quiet.enter_context(_quiet_orbax())
         with writing(folder.path):
             self._checkpointer = ocp.training.Checkpointer(
                 folder.path / "checkpoints",
@@ -287,14 +287,18 @@ class Checkpoints:
             # `wait` has raised the failure of a save, or it gives way to the error that ended the run.
             logging.getLogger(__name__).debug("closing checkpoints: %s", error)
         finally:
-            logging.getLogger("absl").removeFilter(self._quiet)
+            self._quiet.close()
 
 
-class _QuietOrbax(logging.Filter):
+@contextmanager
+def _quiet_orbax() -> Iterator[None]:
     """Orbax logs a failed save with a traceback for each of its threads; the raised error says the same."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return "orbax" not in record.pathname
+    logger, hide = logging.getLogger("absl"), lambda record: "orbax" not in record.pathname
+    logger.addFilter(hide)
+    try:
+        yield
+    finally:
+        logger.removeFilter(hide)
 
 
 def _rest(state: TrainState) -> dict[str, Any]:

@@ -142,8 +142,10 @@ def _models(experiment: Experiment) -> list[StageModel]:
     for stage in experiment.stages:
         model = StageModel(experiment.stage_model(stage), stage, mesh, experiment.stage_precision())
         _ = model.target  # patterns fit, and the mesh divides every parameter
+        model.check_batches()
         data_process(mesh, stage.data.batch_size)
         _check_rows(model)
+        _check_kernel(model)
         models.append(model)
     return models
 
@@ -164,6 +166,18 @@ def _check_rows(model: StageModel) -> None:
                 f"{decoder.limit} (model.decoder.positions): a sequence over the model's length; leave the longer "
                 "buckets out"
             )
+
+
+def _check_kernel(model: StageModel) -> None:
+    """Raise ConfigError if the kernel that the config names for the loss cannot do it here."""
+    stage, decoder = model.stage, model.like.decoder
+    if decoder is None or decoder.config.cross_entropy == "auto":
+        return
+    shape = stage.micro_batch or stage.data.batch_size, stage.data.buckets[-1]
+    hidden = jax.ShapeDtypeStruct((*shape, decoder.config.dim), model.precision.compute)
+    targets, weight = jax.ShapeDtypeStruct(shape, "int32"), jax.ShapeDtypeStruct(shape, "float32")
+    with jax.set_mesh(model.mesh):
+        jax.eval_shape(type(decoder).cross_entropy, decoder, hidden, targets, weight)
 
 
 def _open(out: Path, experiment: Experiment, resume: bool) -> tuple[RunFolder, bool]:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -31,7 +32,7 @@ from alm_jax.train.interrupts import Interrupts
 from alm_jax.train.metrics import MetricsFile, Progress, Tracker
 from alm_jax.train.model_flops import Utilization
 from alm_jax.train.objectives import OBJECTIVES
-from alm_jax.train.optim import make_optimizer
+from alm_jax.train.optim import Optimizer, make_optimizer
 from alm_jax.train.profile import Profiler
 from alm_jax.train.state import TrainState, abstract_state, create_state
 from alm_jax.train.step import Step, make_eval_step, make_step
@@ -90,6 +91,7 @@ def run_stage(session: Session, index: int) -> StageResult:
     training = inputs.pipeline(stage.data, *reading, stage.hears, guard)
     validation = stage.validation and inputs.pipeline(replace(stage.validation.data, last="pad"), *reading, stage.hears)
     total = stage.total_steps(training.plan.steps_per_epoch)
+    _check_room(session.run.path, _abstract(model, make_optimizer(stage.optim, total)))
     start = _start(session, index, folder, model, total)
 
     if stage.features == "cached":
@@ -111,9 +113,7 @@ def _train(session, index, model, start, folder, total, training, validation) ->
     """Set the state and the compiled step up, and run the loop."""
     experiment, stage = session.experiment, model.stage
     optimizer = make_optimizer(stage.optim, total)
-    shapes = {path: leaf for path, leaf in model.target.items() if path in model.trained}
-    abstract = abstract_state(shapes, optimizer, model.shardings, model.mesh)
-    _check_room(folder, abstract)
+    abstract = _abstract(model, optimizer)
     step = make_step(
         model.like,
         optimizer,
@@ -153,12 +153,17 @@ def _train(session, index, model, start, folder, total, training, validation) ->
             return trainer.run(state, done)
 
 
-def _check_room(folder: StageFolder, state: TrainState) -> None:
+def _abstract(model: StageModel, optimizer: Optimizer) -> TrainState:
+    shapes = {path: leaf for path, leaf in model.target.items() if path in model.trained}
+    return abstract_state(shapes, optimizer, model.shardings, model.mesh)
+
+
+def _check_room(folder: Path, state: TrainState) -> None:
     """Raise AlmError where no checkpoint of `state` would find room."""
     needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-    free = shutil.disk_usage(folder.path).free
+    free = shutil.disk_usage(folder).free
     raise_together(
-        f"cannot write to {folder.path}: the disk is full ({free / 1e6:,.0f} MB are free, a checkpoint takes "
+        f"cannot write to {folder}: the disk is full ({free / 1e6:,.0f} MB are free, a checkpoint takes "
         f"{needed / 1e6:,.0f} MB); make room, then go on with --resume"
         if free < needed
         else None

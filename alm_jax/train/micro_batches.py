@@ -13,6 +13,7 @@ from alm_jax.core import mesh as meshes
 from alm_jax.core.errors import ConfigError
 from alm_jax.core.sequence import Batch
 from alm_jax.core.tree import Arrays
+from alm_jax.train.batches import check_rows
 
 
 class Division:
@@ -23,12 +24,12 @@ class Division:
     """
 
     def __init__(self, rows: int, size: int, mesh: Mesh | None):
-        self.shards = 1 if mesh is None else mesh.shape[meshes.DATA] * mesh.shape[meshes.FSDP]
-        if rows % size or size % self.shards:
-            raise ConfigError(
-                f"micro_batch {size} has to divide batch_size {rows} and be a multiple of the {self.shards} devices "
-                "along data and fsdp"
-            )
+        if rows % size:
+            raise ConfigError(f"micro_batch {size} has to divide batch_size {rows}")
+        self.shards = 1
+        if mesh is not None:
+            check_rows(mesh, "micro_batch", size)
+            self.shards = mesh.shape[meshes.DATA] * mesh.shape[meshes.FSDP]
         self.rows, self.size, self.mesh = rows, size, mesh
 
     def divide(self, tree: Any) -> Any:

@@ -241,25 +241,13 @@ class _StageStep:
     def check(self) -> None:
         """
         Raises:
-            ConfigError: the mesh does not divide the batch, the decoder's heads or a parameter.
+            ConfigError: the mesh does not divide a batch, the decoder's heads or a parameter.
         """
-        name, across = self.stage.name, " and ".join(self.row_axes)
-        for key, rows in (("data.batch_size", self.stage.data.batch_size), ("micro_batch", self.micro_batch)):
-            if rows % self.shards:
-                raise ConfigError(
-                    f"stage {name!r}: {key} {rows} is not a multiple of the {self.shards} devices along {across} of "
-                    f"{self.topology.name}: set stages.{name}.{key} to one, or mesh.tensor to divide heads, not rows"
-                )
-        for key, axis in (("heads", ax.HEADS), ("kv_heads", ax.KV_HEADS)):
-            heads = getattr(self.model.config.decoder, key, None)
-            along = dict(DEFAULT_RULES.mapping)[axis]
-            count = prod(self.mesh.shape[each] for each in along)
-            if heads is not None and heads % count:
-                raise ConfigError(
-                    f"stage {name!r}: {count} devices along {' and '.join(along)} do not divide decoder.{key} {heads}: "
-                    f"set mesh.{along[0]} to a divisor of it"
-                )
-        _ = self.model.target  # of which the mesh has to divide each
+        try:
+            self.model.check_batches()
+            _ = self.model.target
+        except ConfigError as error:
+            raise ConfigError(f"topology {self.topology.name}: {error}") from error
 
     @cached_property
     def optimizer(self) -> Optimizer:

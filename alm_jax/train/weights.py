@@ -28,6 +28,7 @@ from alm_jax.models.alm import AlmConfig, build
 from alm_jax.models.clap_training import clap_config, is_clap, training_path
 from alm_jax.models.quantized import quantize, quantized
 from alm_jax.models.registry import PARTS
+from alm_jax.train.batches import check_rows
 from alm_jax.train.checkpoint import RunFolder, Source, StageFolder
 from alm_jax.train.config import PREVIOUS, Experiment, Stage, Weights, experiment_of
 
@@ -94,25 +95,36 @@ class StageModel:
         precision says; nothing is quantised.
 
         Raises:
-            ConfigError: the mesh does not divide the parameters, the decoder's heads or the rows' lengths.
+            ConfigError: the mesh does not divide the parameters or the decoder's heads.
         """
-        self._check_mesh()
+        self._check_heads()
         return self._described(self.plain)
 
-    def _check_mesh(self) -> None:
-        tensor, context = self.mesh.shape[meshes.TENSOR], self.mesh.shape[meshes.CONTEXT]
+    def _check_heads(self) -> None:
+        tensor = self.mesh.shape[meshes.TENSOR]
         for name in ("heads", "kv_heads"):
             if (heads := getattr(self.config.decoder, name, tensor)) % tensor:
                 raise ConfigError(
-                    f"mesh.tensor {tensor} does not divide model.decoder.{name} {heads}: set mesh.tensor to a divisor"
+                    f"stage {self.stage.name!r}: mesh.tensor {tensor} does not divide model.decoder.{name} {heads}: "
+                    "set mesh.tensor to a divisor"
                 )
+
+    def check_batches(self) -> None:
+        """
+        Raises:
+            ConfigError: the mesh does not divide the rows of a batch or their lengths.
+        """
+        stage, context = f"stage {self.stage.name!r}", self.mesh.shape[meshes.CONTEXT]
         held_out = self.stage.validation
-        for data in (self.stage.data, *([held_out.data] if held_out else [])):
+        for name, data in [("data", self.stage.data)] + ([("validation.data", held_out.data)] if held_out else []):
+            check_rows(self.mesh, f"{stage}: {name}.batch_size", data.batch_size)
             if odd := [length for length in data.buckets if length % context]:
                 raise ConfigError(
-                    f"stage {self.stage.name!r}: mesh.context {context} does not divide rows of {odd[0]} positions "
-                    f"(data.buckets): set buckets to multiples of {context}, or mesh.context to a divisor"
+                    f"{stage}: mesh.context {context} does not divide rows of {odd[0]} positions ({name}.buckets): set "
+                    f"buckets to multiples of {context}, or mesh.context to a divisor"
                 )
+        if self.stage.micro_batch is not None:
+            check_rows(self.mesh, f"{stage}: micro_batch", self.stage.micro_batch)
 
     @cached_property
     def target(self) -> dict[str, jax.ShapeDtypeStruct]:

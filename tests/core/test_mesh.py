@@ -42,7 +42,7 @@ def test_unknown_names_and_collisions_are_errors():
 
 @pytest.mark.parametrize("config", [mesh.MeshConfig(data=3), mesh.MeshConfig(-1, 0, 1), mesh.MeshConfig(-1, -1, 1)])
 def test_sizes_that_do_not_fit_the_devices(config):
-    with pytest.raises(ConfigError, match="does not fit 1 devices"):
+    with pytest.raises(ConfigError, match=r"does not fit 1 devices \(cpu\)"):
         mesh.make_mesh(config, jax.devices()[:1])
 
 
@@ -56,6 +56,28 @@ def pod(slices, chips):
     """Chips in an order that is not that of their slices."""
     one = lambda i: Device(id=i, slice_index=i % slices, process_index=i % slices, platform="other", device_kind="chip")
     return [one(i) for i in range(slices * chips)]
+
+
+def test_sizes_beside_the_one_that_takes_the_rest():
+    with pytest.raises(ConfigError, match=r"8 devices \(other\).*; those that are not -1 make 3, which has to"):
+        mesh.make_mesh(mesh.MeshConfig(tensor=3), pod(1, 8))
+
+
+@pytest.mark.parametrize("kind", ["TPU v5 lite", "TPU v6 lite"])
+def test_sides_of_a_slice_are_divided_between_axes(kind):
+    """A 4 x 4 torus as 8 x 2 and as 2 x 8; the two that talk most are neighbours."""
+    shared = {"platform": "tpu", "device_kind": kind, "slice_index": 0, "core_on_chip": 0}
+    chips = [
+        Device(id=4 * y + x, coords=(x, y, 0), process_index=2 * (y // 2) + x // 2, **shared)
+        for y in range(4)
+        for x in range(4)
+    ]
+    for config in (mesh.MeshConfig(1, 8, 2), mesh.MeshConfig(2, 8)):
+        made = mesh.make_mesh(config, chips)
+        assert made.size == 16 and len({device.id for device in made.devices.flat}) == 16
+    for first, second in mesh.make_mesh(mesh.MeshConfig(1, 8, 2), chips).devices.reshape(8, 2):
+        apart = [abs(a - b) % 4 for a, b in zip(first.coords, second.coords)]
+        assert sorted(min(each, 4 - each) for each in apart) == [0, 0, 1]
 
 
 def test_slices_are_replicas_of_each_other():

@@ -182,6 +182,21 @@ def test_a_full_disk_leaves_earlier_checkpoints_whole(tmp_path):
         subprocess.run(["umount", disk], check=True)
 
 
+def test_a_disk_too_small_for_what_is_carried(tmp_path, caplog):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True, text=True)
+    if mount.returncode:
+        pytest.skip(f"a small file system cannot be mounted here: {mount.stderr.strip()}")
+    try:
+        numbers = jax.random.normal(jax.random.key(0), (600_000,))
+        with pytest.raises(AlmError, match="the disk is full"):
+            RunFolder.create(disk / "run", {}).stage(0, "align").begin({"decoder.head": numbers}, ())
+    finally:
+        subprocess.run(["umount", disk], check=True)
+    assert not caplog.records  # the error is all that is told
+
+
 def test_other_errors_of_the_disk_are_one_line(stage, monkeypatch):
     def refuse(*args, **kwargs):
         raise OSError(30, "Read-only file system")

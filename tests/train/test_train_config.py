@@ -5,10 +5,12 @@ from dataclasses import replace
 
 import config_text
 import pytest
+from jax.sharding import AbstractMesh
 
 from alm_jax.core.config import apply_overrides, load_config_file, shipped_configs
 from alm_jax.core.errors import CheckpointError, ConfigError
-from alm_jax.core.mesh import make_mesh
+from alm_jax.core.mesh import MESH_AXES, make_mesh
+from alm_jax.core.precision import FLOAT32
 from alm_jax.data.composed import Scenes
 from alm_jax.train.config import Experiment, Stage, Weights, check_same, experiment_of, run_config
 from alm_jax.train.weights import StageModel
@@ -121,6 +123,26 @@ def test_patterns_that_fit_nothing_and_cached_training_encoders_are_refused():
     stage = replace(experiment.stages[1], features="cached")
     with pytest.raises(ConfigError, match=r"stage 'all' caches encoder features but trains encoder\.blocks"):
         _ = model_of(experiment, stage).target
+
+
+@pytest.mark.parametrize(
+    ("sizes", "changes", "match"),
+    [
+        ((3, 1, 1, 1), {}, "data.batch_size 8 is not a multiple of the 3 devices along data and fsdp: set it to"),
+        ((2, 4, 1, 1), {"stages.read.micro_batch": 4}, "'read': micro_batch 4 is not a multiple of the 8 devices"),
+        ((4, 1, 1, 1), {"stages.read.validation.data.batch_size": 6}, "'read': validation.data.batch_size 6 is not"),
+        ((1, 1, 5, 1), {}, r"mesh.context 5 does not divide rows of 112 positions \(data.buckets\): set buckets to m"),
+        ((1, 1, 1, 8), {}, "'read': mesh.tensor 8 does not divide model.decoder.heads 4: set mesh.tensor to a divisor"),
+        ((1, 1, 1, 2), {"model.decoder.vocab_size": 511}, "does not divide .*decoder.head.kernel .* take mesh.fsdp"),
+    ],
+)
+def test_meshes_that_divide_no_batch_no_heads_or_no_parameter_are_refused(sizes, changes, match):
+    experiment = apply_overrides(tiny(), changes)
+    stage = experiment.stages[0]
+    model = StageModel(experiment.stage_model(stage), stage, AbstractMesh(sizes, MESH_AXES), FLOAT32)
+    with pytest.raises(ConfigError, match=match):
+        model.check_batches()
+        _ = model.target
 
 
 def test_objectives_over_the_batch_take_it_whole():

@@ -214,6 +214,8 @@ def test_errors_come_before_the_folder_is_made(tmp_path, caches):
         ConfigError, match=r"stage 'read': data.buckets go up to 112 positions, and the decoder reads 64"
     ):
         train(short(**{"model.decoder.positions": 64}), tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"pallas_tpu cannot do this call: it needs a TPU.*cross_entropy=auto takes"):
+        train(short(**{"model.decoder.cross_entropy": "pallas_tpu"}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

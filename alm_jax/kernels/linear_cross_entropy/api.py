@@ -49,7 +49,9 @@ def linear_cross_entropy(
         names = ("pallas_tpu", "chunked") if platform() == "tpu" else ("chunked",)
         implementation = next((n for n in names if _refusal(n, head, hidden, kernel) is None), "reference")
     elif why := _refusal(implementation, head, hidden, kernel):
-        raise ConfigError(f"cross-entropy {implementation} cannot do this call: {why}")
+        raise ConfigError(
+            f"cross-entropy {implementation} cannot do this call: {why}; cross_entropy=auto takes one that can"
+        )
     if implementation == "reference":
         return reference.linear_cross_entropy(head, hidden, kernel, targets, weight)
     return weighted_sum(Call(_module(implementation), vocab_axis, interpret), hidden, kernel, targets, weight)
