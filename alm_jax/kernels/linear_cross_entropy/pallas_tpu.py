@@ -148,7 +148,11 @@ def _d_hidden(call: _Call, *operands: jax.Array) -> jax.Array:
 def _d_hidden_body(head: Head, hidden, kernel, targets, weight, log_sum, d_hidden, total):
     j = pl.program_id(1)
     d_logits = _d_logits(head, hidden, kernel, targets, weight, log_sum, j)
-    _accumulate(j, total, head.d_hidden(d_logits, kernel[...]), d_hidden)
+    _accumulate(j, total, head.d_hidden(d_logits, kernel[...]))
+
+    @pl.when(j == pl.num_programs(1) - 1)
+    def _():
+        d_hidden[...] = total[...].astype(d_hidden.dtype)
 
 
 def _d_kernel(call: _Call, *operands: jax.Array) -> jax.Array:
@@ -156,27 +160,22 @@ def _d_kernel(call: _Call, *operands: jax.Array) -> jax.Array:
     grid = (call.vocab // call.tile[1], call.tokens // call.tile[0])
     shape = jax.ShapeDtypeStruct(operands[1].shape, jnp.float32)
     inputs = [specs[name] for name in ("hidden", "kernel", "token", "token", "token")]
-    block = specs["kernel"].block_shape
-    return call.run(_d_kernel_body, grid, inputs, [specs["kernel"]], [shape], [block])(*operands)[0]
+    return call.run(_d_kernel_body, grid, inputs, [specs["kernel"]], [shape], [])(*operands)[0]
 
 
-def _d_kernel_body(head: Head, hidden, kernel, targets, weight, log_sum, d_kernel, total):
+def _d_kernel_body(head: Head, hidden, kernel, targets, weight, log_sum, d_kernel):
     d_logits = _d_logits(head, hidden, kernel, targets, weight, log_sum, pl.program_id(0))
-    _accumulate(pl.program_id(1), total, head.d_kernel(d_logits, hidden[...]), d_kernel)
+    _accumulate(pl.program_id(1), d_kernel, head.d_kernel(d_logits, hidden[...]))
 
 
-def _accumulate(step, total, value, out) -> None:
-    """Sum over the grid's second axis, written at its end."""
+def _accumulate(step, total, value) -> None:
+    """Sum over the grid's second axis."""
 
     @pl.when(step == 0)
     def _():
         total[...] = jnp.zeros_like(total)
 
     total[...] += value
-
-    @pl.when(step == pl.num_programs(1) - 1)
-    def _():
-        out[...] = total[...].astype(out.dtype)
 
 
 def _d_logits(head: Head, hidden, kernel, targets, weight, log_sum, j) -> jax.Array:
@@ -201,8 +200,9 @@ def _tiles(width: int, vocab: int, itemsize: int) -> Iterator[tuning.Blocks]:
 
 
 def _bytes(rows: int, columns: int, width: int, itemsize: int) -> int:
-    """At most in VMEM: blocks in and out are held twice, sums and the tile's logits and their like in float32 once."""
+    """At most in VMEM: blocks in and out are held twice, a sum beside its block, what is added to it, and the tile's
+    logits and their like in float32 once."""
     inputs = 2 * (rows + columns) * width * itemsize + 6 * rows * LANES * 4
-    d_hidden = (2 * itemsize + 4) * rows * width
+    d_hidden = (2 * itemsize + 4 + 4) * rows * width
     d_kernel = (2 * 4 + 4) * columns * width
     return inputs + max(d_hidden, d_kernel) + 4 * rows * columns * 4
