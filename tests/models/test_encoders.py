@@ -1,19 +1,23 @@
 """Taps, pooling and shapes of the encoders; values are compared elsewhere (recorded outputs, transformers)."""
 
+import dataclasses
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from alm_jax.core import tree
 from alm_jax.models.encoders.cav_mae import CavMae, CavMaeConfig
 from alm_jax.models.encoders.whisper import Whisper, WhisperConfig
+from tests.modules import randomised
 
 WHISPER = WhisperConfig(mels=8, dim=16, heads=2, depth=4, positions=40)
 
 
 @pytest.fixture(scope="module")
 def whisper():
-    return Whisper(WHISPER, jax.random.key(0))
+    return randomised(lambda key: Whisper(WHISPER, key), 0.1)
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +25,7 @@ def frames():
     return np.random.default_rng(0).normal(size=(2, 80, 8)).astype(np.float32)
 
 
+@jax.jit
 def _by_hand(model, frames):
     """Every stream between layers, one layer at a time: [depth + 1, B, T, D]."""
     gelu = lambda y: jax.nn.gelu(y, approximate=False)
@@ -29,14 +34,14 @@ def _by_hand(model, frames):
     for i in range(WHISPER.depth):
         x = jax.tree.map(lambda leaf: leaf[i], model.blocks)(x)  # noqa: B023
         streams.append(x)
-    return np.stack(streams)
+    return jnp.stack(streams)
 
 
 @pytest.mark.parametrize("taps", [(4,), (0, 2), (1, 2, 3, 4), (0, 1, 2, 3, 4), (3, 1, 0)])
 @pytest.mark.parametrize("pool", [1, 4])
 def test_taps_are_the_streams_between_layers(whisper, frames, taps, pool):
-    ours = whisper(frames, taps, pool).values
-    streams = _by_hand(whisper, frames)[list(taps)]
+    ours = jax.jit(lambda model, frames: model(frames, taps, pool).values)(whisper, frames)
+    streams = np.asarray(_by_hand(whisper, frames))[list(taps)]
     pooled = streams.reshape(*streams.shape[:2], -1, pool, 16).mean(3)
     np.testing.assert_allclose(ours, pooled, atol=2e-6)  # the same float32 sums, fused differently
 
@@ -58,11 +63,9 @@ def test_a_few_taps_are_not_stacked(whisper, frames):
 
 
 def test_remat_changes_memory_not_gradients(frames):
-    import dataclasses
-
     def gradient(remat):
-        model = Whisper(dataclasses.replace(WHISPER, remat=remat), jax.random.key(0))
-        return tree.flatten(jax.grad(lambda m: (m(frames).values ** 2).sum())(model))
+        model = randomised(lambda key: Whisper(dataclasses.replace(WHISPER, remat=remat), key), 0.1)
+        return tree.flatten(jax.jit(jax.grad(lambda m: (m(frames).values ** 2).sum()))(model))
 
     plain = gradient("none")
     for remat in ("full", "dots"):

@@ -13,6 +13,7 @@ from alm_jax.core import tree
 from alm_jax.models import apt
 from alm_jax.models.aligners.qformer import PretrainingConfig, QFormer, QFormerConfig
 from alm_jax.models.features import AlignerText, Features
+from tests.modules import randomised
 
 SIZES = {"dim": 12, "out_dim": 10, "steps": 6, "queries": 3, "hidden": 16, "heads": 2, "mlp_dim": 24}
 CONFIG = QFormerConfig(
@@ -24,10 +25,7 @@ QUERIES, WORDS = 3, 4
 
 def make(config=CONFIG):
     """Weights large enough that nothing is lost in rounding."""
-    model = QFormer(config, jax.random.key(0))
-    rng = np.random.default_rng(0)
-    arrays = {path: leaf + 0.3 * rng.normal(size=leaf.shape) for path, leaf in tree.flatten(model).items()}
-    return tree.unflatten(model, {path: jnp.float32(leaf) for path, leaf in arrays.items()})
+    return randomised(lambda key: QFormer(config, key), 0.3)
 
 
 @pytest.fixture(scope="module")
@@ -87,16 +85,21 @@ def test_padding_changes_nothing(model, audio):
     assert np.abs(run(None) - run(TEXT)).max() > 1e-2  # the text matters
 
 
+@jax.jit
+def run_block(block, x, cross, audio, mask):
+    return block(*x, cross, audio, mask)
+
+
 @pytest.mark.parametrize("depth, every", [(5, 2), (3, 1), (2, 3), (6, 3)])
 def test_any_pattern_of_cross_attention(audio, depth, every):
     """Scanned groups, the last one shorter, against one block after another."""
     config = QFormerConfig(**SIZES, depth=depth, cross_every=every, vocab_size=20, positions=8)
     model = make(config)
-    x = model.embeddings(audio, TEXT)
+    x, mask = model.embeddings(audio, TEXT), model.mask(TEXT, "bidirectional")
     for i in range(depth):
         block = jax.tree.map(lambda leaf: leaf[i], model.blocks)  # noqa: B023
         cross = None if i % every else jax.tree.map(lambda leaf: leaf[i // every], model.cross)  # noqa: B023
-        x = block(*x, cross, audio, model.mask(TEXT, "bidirectional"))
+        x = run_block(block, x, cross, audio, mask)
     for ours, one_by_one in zip(jax.jit(QFormer.outputs)(model, audio, TEXT), x):
         np.testing.assert_allclose(ours, one_by_one, atol=1e-5)  # the same float32 sums, fused differently
 
