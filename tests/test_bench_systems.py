@@ -5,42 +5,62 @@ from __future__ import annotations
 import importlib
 import json
 
+import jax
 import pytest
 
 from alm_jax.core import tree
 from alm_jax.models.decoders.llama import LlamaConfig
 from alm_jax.models.encoders.cav_mae import CavMaeConfig
-from alm_jax.models.registry import CONFIGS
 
 pytest.importorskip("torch")
 pytest.importorskip("peft")
-pytestmark = [pytest.mark.torch, pytest.mark.slow]  # half a minute
+pytestmark = [pytest.mark.torch, pytest.mark.slow]  # a minute
 
 
 @pytest.fixture
 def systems(monkeypatch):
-    found = importlib.import_module("bench_systems")
+    found, parts = importlib.import_module("bench_systems"), importlib.import_module("bench_parts")
     toy = LlamaConfig(vocab_size=64, dim=32, depth=2, heads=2, kv_heads=2, mlp_dim=64)
-    monkeypatch.setitem(CONFIGS, "toy", toy)
-    shape = found.Shape("toy", CavMaeConfig(frames=256, mels=32, dim=16, heads=2, depth=1), 2, 8)
-    monkeypatch.setattr(found, "_shapes", lambda rows, text: [shape])
+    shape = found.Shape("toy", toy, CavMaeConfig(frames=256, mels=32, dim=16, heads=2, depth=1), 2, 8)
+    for module in (found, parts):
+        monkeypatch.setattr(module, "shapes", lambda rows, text: [shape])
     monkeypatch.setattr(found, "NEW", 3)
+    monkeypatch.setattr(parts, "DEPTH", 2)
     return found
 
 
-def test_steps_and_answers(systems, tmp_path, capsys):
+PARTS = {
+    "train_step": [""],
+    "generation": [""],
+    "host": [": until it is dispatched", ": until its end"],
+    "compile": [": trace and lower", ": compile"],
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_every_system_is_measured(name, systems, tmp_path, capsys):
     bench = importlib.import_module("bench")
-    for name, unit in (("train_step", "tokens"), ("generation", "new tokens")):
-        assert bench.main([name, "--rounds", "2", "--json", str(tmp_path / name)]) == 0
-        (row,) = json.loads((tmp_path / name).read_text())["cases"]
-        assert len(row["seconds"]["ours"]) == len(row["seconds"]["theirs"]) == 2 and row["unit"] == unit
+    assert bench.main([name, "--rounds", "2", "--json", str(tmp_path / "found")]) == 0
+    rows = json.loads((tmp_path / "found").read_text())["cases"]
+    printed, over = capsys.readouterr().out, "2 narrow layers" if name == "host" else "toy"
+    for row, part in zip(rows, PARTS[name], strict=True):
+        assert row["case"].startswith(f"LTU over {over}, 2 rows of ") and row["case"].endswith(f" tokens{part}")
+        assert len(row["seconds"]["ours"]) == len(row["seconds"]["theirs"]) == 2
         assert row["ratios"]["time"] == row["median"]["ours"] / row["median"]["theirs"]
-        assert "| LTU over toy, 2 rows of" in capsys.readouterr().out
+        assert f"| {row['case']} |" in printed
+    if name == "train_step":
+        assert rows[0]["bytes"]["ours"] > 0 and rows[0]["unit"] == "tokens"
+        # Of each of the decoder's layers at least two products, forward and backward, with the two kernels of its MLP
+        # that are 32 x 64 and its gate, at every token.
+        assert rows[0]["flops"] > 2 * 2 * rows[0]["work"] * 2 * 3 * 32 * 64
+        if rows[0]["bytes"]["theirs"] is None:
+            assert "Not measured: PyTorch's memory" in printed
 
 
 def test_both_sides_are_of_one_size(systems):
-    (shape,) = systems._shapes(0, 0)
-    _, params, frozen, _ = systems._our_model(shape, ("encoder.*", "aligner.*", "*.lora_?"))
+    (shape,) = systems.shapes(0, 0)
+    _, make = systems._our_model(shape, systems.TRAINED)
+    params, frozen = jax.eval_shape(make, jax.random.key(0))
     listener, decoder, _ = systems._their_model(shape)
     trained = [sum(p.numel() for p in model.parameters() if p.requires_grad) for model in (listener, decoder)]
     ours = {part: tree.size({k: v for k, v in params.items() if k.startswith(part)}) for part in ("decoder", "encoder")}

@@ -44,7 +44,7 @@ def attention() -> Iterator[Case]:
 
     small = [("smollm2_135m", 2, 512)]
     large = [(model, 4, length) for model in ("vicuna_7b", "llama3.1_8b") for length in (512, 1024, 2048)]
-    for model, rows, length in small if _on_cpu() else large:
+    for model, rows, length in small if on_cpu() else large:
         name = f"{model}, {rows} rows of {length}"
         yield Case(name, side("auto"), side("reference"), partial(arrays, named_config(model), rows, length))
 
@@ -68,7 +68,7 @@ def cross_entropy() -> Iterator[Case]:
 
     small = [("smollm2_135m", 1024, True), ("smollm2_135m", 1024, False)]
     large = [("vicuna_7b", 8192, False), ("vicuna_7b", 8192, True), ("llama3.1_8b", 4096, False)]
-    for model, tokens, trains in small if _on_cpu() else small + large:
+    for model, tokens, trains in small if on_cpu() else small + large:
         config = named_config(model)
         name = f"{model}, {tokens} tokens, head {'trains' if trains else 'frozen'}"
         make = partial(arrays, tokens, config.dim, config.vocab_size)
@@ -96,7 +96,7 @@ def decode_attention() -> Iterator[Case]:
 
     small = [("smollm2_135m", 4, 512)]
     large = [(model, 16, slots) for model in ("vicuna_7b", "llama3.1_8b") for slots in (256, 512, 1024, 2048)]
-    for model, rows, slots in small if _on_cpu() else large:
+    for model, rows, slots in small if on_cpu() else large:
         name = f"{model}, {rows} rows, {slots} slots"
         yield Case(name, side("auto"), side("reference"), partial(arrays, named_config(model), rows, slots))
 
@@ -126,7 +126,7 @@ def int8_matmul() -> Iterator[Case]:
 
     names = ("pallas_tpu", "reference") if platform() == "tpu" else ("reference",)
     small, large = [("smollm2_135m", 1024)], [("vicuna_7b", rows) for rows in (16, 1024, 8192)]
-    for model, rows in small if _on_cpu() else large:
+    for model, rows in small if on_cpu() else large:
         c = named_config(model)
         for name in names:
             make = partial(arrays, rows, c.dim, c.mlp_dim)
@@ -139,7 +139,7 @@ def log_mel() -> Iterator[Case]:
 
     from alm_jax.audio import KaldiFbank, LibrosaLogMel, WhisperLogMel
 
-    rows = 2 if _on_cpu() else 64
+    rows = 2 if on_cpu() else 64
 
     def arrays(samples: int):
         return *_normal((rows, samples), dtype="float32"), jnp.full(rows, samples)
@@ -165,7 +165,7 @@ def window_attention() -> Iterator[Case]:
 
         return jax.value_and_grad(loss, (0, 1, 2, 3))
 
-    c, clips = HtsatConfig(), 1 if _on_cpu() else 32
+    c, clips = HtsatConfig(), 1 if on_cpu() else 32
     places = c.window**2
 
     def arrays(windows: int, heads: int, width: int):
@@ -196,7 +196,8 @@ def _squares(y: Any) -> Any:
     return jnp.sum(jnp.square(y.astype(jnp.float32)))
 
 
-def _on_cpu() -> bool:
+def on_cpu() -> bool:
+    """Whether programs run on a CPU."""
     from alm_jax.core.mesh import platform
 
     return platform() == "cpu"

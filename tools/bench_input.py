@@ -35,7 +35,7 @@ from typing import Any
 
 SECONDS, RATES, BATCH, MELS = 10.0, (44100, 32000, 16000), 8, 80
 GOAL = 1.0  # clips a second, ours over PyTorch's
-_TOLERANCE = 0.02  # of normalised features: kaldi-native-fbank computes in float32, and its near-silent bins show it
+TOLERANCE = 0.02  # of normalised features: kaldi-native-fbank computes in float32, and its near-silent bins show it
 _WORDS = "What can be heard in this recording of a street with rain and two dogs that bark at a passing car".split()
 
 
@@ -111,22 +111,43 @@ class Ours:
         }
 
 
+def kaldi_options(mels: int) -> Any:
+    """LTU's filterbank for kaldi-native-fbank."""
+    import kaldi_native_fbank as knf
+
+    options = knf.FbankOptions()
+    options.frame_opts.dither, options.frame_opts.window_type = 0.0, "hanning"
+    options.mel_opts.num_bins = mels
+    return options
+
+
+def kaldi_fbank(options: Any, wave: Any) -> Any:
+    """Log-mel [1024, mels] of samples [n] at 16 kHz, padded with zeros or cut, and normalised as LTU does."""
+    import kaldi_native_fbank as knf
+    import numpy as np
+
+    extractor = knf.OnlineFbank(options)
+    extractor.accept_waveform(16000, wave.tolist())
+    extractor.input_finished()
+    frames = np.zeros((1024, options.mel_opts.num_bins), np.float32)
+    for i in range(min(1024, extractor.num_frames_ready)):
+        frames[i] = extractor.get_frame(i)
+    return (frames + 5.081) / 4.4849
+
+
 class PyTorch:
     """The same work by a `DataLoader`."""
 
     name = "PyTorch"
 
     def __init__(self, rows: Path, tokenizer: Any):
-        import kaldi_native_fbank as knf
         import torch
 
         torch.set_num_threads(1)
-        self.torch, self.knf, self.tokenizer = torch, knf, tokenizer
+        self.torch, self.tokenizer = torch, tokenizer
         self.folder, self.rows = rows.parent, json.loads(rows.read_text())
         self.kernels: dict[int, tuple[Any, int, int, int]] = {}
-        self.options = options = knf.FbankOptions()
-        options.frame_opts.dither, options.frame_opts.window_type = 0.0, "hanning"
-        options.mel_opts.num_bins = MELS
+        self.options = kaldi_options(MELS)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -163,15 +184,7 @@ class PyTorch:
 
     def fbank(self, wave: Any) -> Any:
         """Log-mel [1024, mels], padded with zeros or cut, and normalised."""
-        import numpy as np
-
-        extractor = self.knf.OnlineFbank(self.options)
-        extractor.accept_waveform(16000, wave.tolist())
-        extractor.input_finished()
-        frames = np.zeros((1024, MELS), np.float32)
-        for i in range(min(1024, extractor.num_frames_ready)):
-            frames[i] = extractor.get_frame(i)
-        return self.torch.from_numpy((frames + 5.081) / 4.4849)
+        return self.torch.from_numpy(kaldi_fbank(self.options, wave))
 
     def tokenize(self, i: int) -> Any:
         """Ids of prompt and answer, BOS before and EOS behind."""
@@ -220,8 +233,8 @@ def check(ours: Ours, theirs: PyTorch) -> float:
         for row, wanted in zip(tokens, ids):
             if row[row > 0].tolist() != wanted[wanted > 0].tolist():
                 raise SystemExit("the two sides tokenize differently")
-    if largest > _TOLERANCE:
-        raise SystemExit(f"features differ by up to {largest:.3g}, more than {_TOLERANCE}")
+    if largest > TOLERANCE:
+        raise SystemExit(f"features differ by up to {largest:.3g}, more than {TOLERANCE}")
     return largest
 
 

@@ -1,6 +1,6 @@
 """LTU's training step and its generation, against the same written with PyTorch: `transformers`' LLaMA and AST, `peft`.
 
-Both sides hold random weights of one shape and read the same numbers. Spectrograms are given: `bench_input.py` has the
+Both sides hold random weights of one shape and read the same numbers. Spectrograms are given: `bench_parts.py` has the
 front end. On a CPU the models are small and all is float32; on a GPU frozen weights and activations are bfloat16 on
 both sides, what trains is float32.
 """
@@ -12,37 +12,57 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-Run = Callable[[], Any]
+from bench_cases import on_cpu
+
+TRAINED = ("encoder.*", "aligner.*", "*.lora_?")
+
+
+@dataclass(frozen=True)
+class Side:
+    """A way to do a piece of work, set up on the device.
+
+    Attributes:
+        run: does it and waits for its end; gives the seconds of its parts, or None where all its time counts.
+        bytes: the most memory that a run takes, asked after the last; None where that cannot be told.
+        flops: that a run has to do; None where they are not counted.
+    """
+
+    run: Callable[[], dict[str, float] | None]
+    bytes: Callable[[], int | None] = lambda: None
+    flops: Callable[[], int | None] = lambda: None
 
 
 @dataclass(frozen=True)
 class System:
-    """A row of the table: two ways to do a piece of work.
+    """Two ways to do a piece of work: a row of the table for each of its parts.
 
     Attributes:
-        name: unique in its bench. work: how much of `unit` a run does.
-        ours, theirs: set it up, on the device; the function that they return does the work and waits for its end.
+        name: unique in its bench. ours, theirs: set a side up.
+        work: how much of `unit` a run does; without a unit the report has no rates.
+        note: what a reader has to know beside the name.
     """
 
     name: str
-    work: int
-    unit: str
-    ours: Callable[[], Run]
-    theirs: Callable[[], Run]
+    ours: Callable[[], Side]
+    theirs: Callable[[], Side]
+    work: int = 1
+    unit: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Rows of one clip and some text."""
+    """Rows of one clip and some text, in LTU over a decoder that has a name in tables."""
 
-    decoder: str
+    name: str
+    decoder: Any
     encoder: Any
     rows: int
     text: int
 
     @property
-    def name(self) -> str:
-        return f"LTU over {self.decoder}, {self.rows} rows of {self.tokens} tokens"
+    def title(self) -> str:
+        return f"LTU over {self.name}, {self.rows} rows of {self.tokens} tokens"
 
     @property
     def tokens(self) -> int:
@@ -51,36 +71,36 @@ class Shape:
     @property
     def config(self) -> Any:
         from alm_jax.models.ltu import LORA, ltu
-        from alm_jax.models.registry import named_config
 
-        return ltu(replace(named_config(self.decoder), lora=replace(LORA, dropout=0.0)), self.encoder)
+        return ltu(replace(self.decoder, lora=replace(LORA, dropout=0.0)), self.encoder)
 
 
 def train_step() -> Iterator[System]:
     """LTU's later stages: encoder, aligner and LoRA train, the language model is frozen."""
-    for shape in _shapes(rows=4, text=96):
-        work = shape.rows * shape.tokens
-        yield System(shape.name, work, "tokens", partial(_our_step, shape), partial(_their_step, shape))
+    for shape in shapes(rows=4 if on_cpu() else 16, text=96):
+        sides = partial(_our_training, shape), partial(_their_training, shape)
+        yield System(shape.title, *sides, shape.rows * shape.tokens, "tokens")
 
 
 def generation() -> Iterator[System]:
     """Greedy answers of 32 tokens after a clip and a question; the clip is encoded each time."""
-    for shape in _shapes(rows=4, text=32):
-        ours, theirs = partial(_our_answers, shape), partial(_their_answers, shape)
-        yield System(shape.name, shape.rows * NEW, "new tokens", ours, theirs)
+    for shape in shapes(rows=4, text=32):
+        sides = partial(_our_answers, shape), partial(_their_answers, shape)
+        yield System(shape.title, *sides, shape.rows * NEW, "new tokens")
 
 
 NEW = 32
 
 
-def _shapes(rows: int, text: int) -> list[Shape]:
-    import jax
-
+def shapes(rows: int, text: int) -> list[Shape]:
+    """Of LTU, small ones on a CPU."""
     from alm_jax.models.encoders.cav_mae import CavMaeConfig
+    from alm_jax.models.registry import named_config
 
-    if jax.default_backend() == "cpu":
-        return [Shape("smollm2_135m", CavMaeConfig(frames=512, dim=192, heads=3, depth=4), rows, text)]
-    return [Shape(name, CavMaeConfig(), rows, text) for name in ("smollm2_135m", "vicuna_7b")]
+    small = on_cpu()
+    names = ("smollm2_135m", "smollm2_360m") if small else ("smollm2_135m", "tinyllama_1.1b", "vicuna_7b")
+    encoder = CavMaeConfig(frames=512, dim=192, heads=3, depth=4) if small else CavMaeConfig()
+    return [Shape(name, named_config(name), encoder, rows, text) for name in names]
 
 
 def _numbers(shape: Shape) -> tuple[Any, Any]:
@@ -93,26 +113,25 @@ def _numbers(shape: Shape) -> tuple[Any, Any]:
     return audio, rng.integers(3, config.decoder.vocab_size, (shape.rows, shape.text))
 
 
-def _our_model(shape: Shape, trainable: tuple[str, ...]) -> tuple[Any, Any, Any, Any]:
-    """(abstract model, trainable, frozen arrays, dtype)."""
-    import jax
-    import jax.numpy as jnp
+def _compute() -> str:
+    """Dtype of activations and frozen weights."""
+    return "float32" if on_cpu() else "bfloat16"
 
+
+def _our_model(shape: Shape, trainable: tuple[str, ...]) -> tuple[Any, Callable[[Any], tuple[Any, Any]]]:
+    """(abstract model, function of a key that makes its trained and its frozen arrays)."""
     from alm_jax.core import tree
     from alm_jax.models.alm import build
 
-    small = jax.default_backend() == "cpu"
-    frozen_dtype = jnp.float32 if small else jnp.bfloat16
     like = tree.abstract(lambda key: build(shape.config, key))
     is_trained = tree.split(tree.flatten(like), trainable)[0].keys()
 
-    @jax.jit
-    def make(key: jax.Array):
+    def make(key: Any) -> tuple[Any, Any]:
         arrays = tree.flatten(build(shape.config, key))
-        return {path: leaf if path in is_trained else leaf.astype(frozen_dtype) for path, leaf in arrays.items()}
+        arrays = {path: leaf if path in is_trained else leaf.astype(_compute()) for path, leaf in arrays.items()}
+        return tree.split(arrays, trainable)
 
-    params, frozen = tree.split(make(jax.random.key(0)), trainable)
-    return like, params, frozen, frozen_dtype
+    return like, make
 
 
 def _our_batch(shape: Shape, answers: bool) -> Any:
@@ -135,7 +154,8 @@ def _our_batch(shape: Shape, answers: bool) -> Any:
     return batch
 
 
-def _our_step(shape: Shape) -> Run:
+def our_step(shape: Shape) -> tuple[Any, Callable[[], tuple[Any, Any, Any]]]:
+    """(compile-on-call training step as runs have it, function that makes its state, frozen weights and batch)."""
     import jax
 
     from alm_jax.core.precision import Precision
@@ -143,27 +163,76 @@ def _our_step(shape: Shape) -> Run:
     from alm_jax.train.state import create_state
     from alm_jax.train.step import make_step
 
-    like, params, frozen, dtype = _our_model(shape, ("encoder.*", "aligner.*", "*.lora_?"))
+    like, make = _our_model(shape, TRAINED)
     optimizer = make_optimizer(OptimConfig(1e-4, "constant"), 100)
-    held = {"state": create_state(params, optimizer, jax.random.key(1))}
-    step = make_step(like, optimizer, Precision(compute=str(jax.numpy.dtype(dtype))))
-    batch = jax.device_put(_our_batch(shape, answers=True))
 
-    def run() -> float:
+    def arguments() -> tuple[Any, Any, Any]:
+        params, frozen = jax.jit(make)(jax.random.key(0))
+        return create_state(params, optimizer, jax.random.key(1)), frozen, _our_batch(shape, answers=True)
+
+    return make_step(like, optimizer, Precision(compute=_compute())), arguments
+
+
+def _our_training(shape: Shape) -> Side:
+    import jax
+
+    from alm_jax.train.traced import work
+
+    step, make = our_step(shape)
+    state, frozen, batch = jax.device_put(make())
+    held = {"state": state}
+
+    def run() -> None:
         held["state"], metrics = step(held["state"], frozen, batch)
-        return float(metrics["loss"])
+        float(metrics["loss"])
 
-    return run
+    def planned() -> int:
+        return bytes_of(step.lower(held["state"], frozen, batch).compile().memory_analysis())
+
+    return Side(run, planned, lambda: work(step.trace(held["state"], frozen, batch).jaxpr.jaxpr).flops)
 
 
-def _our_answers(shape: Shape) -> Run:
+def bytes_of(memory: Any) -> int:
+    """Arguments, results and temporaries that a compiled function takes, as its compiler plans."""
+    kinds = ("argument", "output", "temp")
+    return sum(getattr(memory, f"{kind}_size_in_bytes") for kind in kinds) - memory.alias_size_in_bytes
+
+
+def _our_answers(shape: Shape) -> Side:
+    import jax
+
     from alm_jax.core import tree
     from alm_jax.infer.generate import generate
 
-    like, params, frozen, dtype = _our_model(shape, ())
-    model = tree.unflatten(like, {**frozen, **params})
+    like, make = _our_model(shape, ())
+    model = tree.unflatten(like, jax.jit(make)(jax.random.key(0))[1])
     batch = _our_batch(shape, answers=False)
-    return lambda: generate(model, batch, max_new_tokens=NEW, dtype=dtype)
+
+    def run() -> None:
+        generate(model, batch, max_new_tokens=NEW, dtype=jax.numpy.dtype(_compute()))
+
+    return Side(run)
+
+
+def torch_device() -> str:
+    """Where PyTorch computes what JAX computes on its own device.
+
+    Raises:
+        UsageError: it has no such device.
+    """
+    import jax
+    import torch
+
+    from alm_jax.core.errors import UsageError
+
+    if on_cpu():
+        return "cpu"
+    if jax.default_backend() == "gpu" and torch.cuda.is_available():
+        return "cuda"
+    raise UsageError(
+        f"JAX computes on {jax.devices()[0].device_kind}, which this PyTorch does not: set JAX_PLATFORMS=cpu or "
+        "install a PyTorch for it"
+    )
 
 
 def _their_model(shape: Shape) -> tuple[Any, Any, Any]:
@@ -175,7 +244,7 @@ def _their_model(shape: Shape) -> tuple[Any, Any, Any]:
     from alm_jax.convert.llama import to_hf_config
 
     config, encoder = shape.config, shape.config.encoder
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch_device()
     sizes = {"hidden_size": encoder.dim, "num_hidden_layers": encoder.depth, "num_attention_heads": encoder.heads}
     strides = {"patch_size": 16, "frequency_stride": 16, "time_stride": 16}
     lengths = {"max_length": encoder.frames, "num_mel_bins": encoder.mels, "intermediate_size": 4 * encoder.dim}
@@ -211,7 +280,8 @@ def _their_batch(shape: Shape, device: str) -> tuple[Any, Any]:
     return torch.from_numpy(audio).to(device), torch.from_numpy(ids).to(device)
 
 
-def _their_step(shape: Shape) -> Run:
+def their_step(shape: Shape) -> tuple[Callable[[], Any], str]:
+    """(function that does a training step and gives its loss, on a GPU before it is done; the device)."""
     import torch
 
     listener, decoder, device = _their_model(shape)
@@ -221,20 +291,34 @@ def _their_step(shape: Shape) -> Run:
     trained = [p for model in (listener, decoder) for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, 1e-4)
 
-    def run() -> float:
+    def step() -> Any:
         with torch.autocast(device, torch.bfloat16, enabled=device != "cpu"):
             text = decoder.get_input_embeddings()(ids)
-            loss = decoder(inputs_embeds=torch.cat([listener(audio).to(text.dtype), text], 1), labels=labels).loss
+            embeddings = torch.cat([listener(audio).to(text.dtype), text], 1)
+            loss = decoder(inputs_embeds=embeddings, labels=labels, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return loss.item()
+        return loss
 
-    return run
+    return step, device
 
 
-def _their_answers(shape: Shape) -> Run:
+def _their_training(shape: Shape) -> Side:
+    import torch
+
+    step, device = their_step(shape)
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+
+    def run() -> None:
+        step().item()
+
+    return Side(run, torch.cuda.max_memory_allocated if device == "cuda" else lambda: None)
+
+
+def _their_answers(shape: Shape) -> Side:
     import torch
 
     listener, decoder, device = _their_model(shape)
@@ -242,14 +326,14 @@ def _their_answers(shape: Shape) -> Run:
     lengths = {"min_new_tokens": NEW, "max_new_tokens": NEW, "do_sample": False}
 
     @torch.inference_mode()
-    def run() -> Any:
+    def run() -> None:
         with torch.autocast(device, torch.bfloat16, enabled=device != "cpu"):
             text = decoder.get_input_embeddings()(ids)
             embeddings = torch.cat([listener(audio).to(text.dtype), text], 1)
             mask = torch.ones(embeddings.shape[:2], dtype=torch.long, device=device)
-            return decoder.generate(inputs_embeds=embeddings, attention_mask=mask, **lengths).tolist()
+            decoder.generate(inputs_embeds=embeddings, attention_mask=mask, **lengths).tolist()
 
-    return run
+    return Side(run)
 
 
-SYSTEMS: dict[str, Callable[[], Iterator[System]]] = {"train_step": train_step, "generation": generation}
+SYSTEMS = {"train_step": train_step, "generation": generation}

@@ -18,9 +18,9 @@ class Tracker(Protocol):
 
     def log(self, row: Row) -> None:
         """Take a row: of training (`loss`, `learning_rate`, `grad_norm`, `tokens_per_s`, `step_time_s`; of that
-        `data_wait_s` for the next batch, `host_s` to start the step, `device_wait_s` for its end; of the FLOPs that the
-        model needs `tflops_per_s_per_device` and `mfu`, where the device's peak is known; `hbm_peak_gib` where the
-        device tells) or of validation (`validation_loss`, ...)."""
+        `data_wait_s` for the next batch, `host_s` to start the step, `device_wait_s` for its end; where the
+        device's peak is known, of the FLOPs that the model needs, `tflops_per_s_per_device` and `mfu`; `hbm_peak_gib`
+        where the device tells) or of validation (`validation_loss`, ...)."""
 
     def close(self) -> None:
         """The run has ended, or stopped."""

@@ -54,7 +54,8 @@ class Utilization:
     """How fast the steps of a stage are by the FLOPs that they have to do.
 
     Args:
-        model, optimizer: of the stage. peak: FLOP/s of a device; None where nothing is published of it.
+        model, optimizer: of the stage. peak: FLOP/s of a device; None where nothing is published of it (a CPU), for
+            which nothing is counted: tracing a step takes as long again as before its compilation.
     """
 
     def __init__(self, model: StageModel, optimizer: Optimizer, peak: float | None):
@@ -70,7 +71,7 @@ class Utilization:
     def flops(self, state: TrainState, frozen: Arrays, batch: Batch) -> int:
         """Of a step on one device. The first of a shape is counted: ask when it is begun and the devices are busy."""
         if not self.knows(batch):
-            whole = model_flops(self._model, self._optimizer, (state, frozen, batch))
+            whole = 0 if self._peak is None else model_flops(self._model, self._optimizer, (state, frozen, batch))
             self._counts[_shape(batch)] = whole // self._model.mesh.size
             self._counted = True
         return self._counts[_shape(batch)]
@@ -80,9 +81,9 @@ class Utilization:
         if not self._counted:
             self._flops, self._seconds = self._flops + flops, self._seconds + seconds
         self._counted = False
-        speed = {"tflops_per_s_per_device": flops / seconds / 1e12}
-        if self._peak is not None:
-            speed["mfu"] = flops / seconds / self._peak
+        if self._peak is None:
+            return {}
+        speed = {"tflops_per_s_per_device": flops / seconds / 1e12, "mfu": flops / seconds / self._peak}
         return {name: float(f"{value:.4g}") for name, value in speed.items()}
 
     @property

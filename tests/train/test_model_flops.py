@@ -70,4 +70,5 @@ def test_utilization(monkeypatch):
     assert used.mfu == pytest.approx((2 + 4) / (0.5 + 0.5) / 10)
     assert asked == [(8, 6), (8, 12)]
     unknown = Utilization(devices, None, peak=None)
-    assert unknown.took(10**12, 2.0) == {"tflops_per_s_per_device": 0.5} and unknown.mfu is None
+    assert unknown.took(unknown.flops(None, {}, small), 2.0) == {} and unknown.mfu is None
+    assert len(asked) == 2  # nothing was counted for it

@@ -186,7 +186,7 @@ def test_cached_features_are_those_of_the_encoder_and_kept(done, monkeypatch, tm
     live = train(short(1), tmp_path / "live", progress=False)
     cached = [row["loss"] for row in rows if row["stage"] == "read" and "loss" in row]
     steps = [row for row in read_metrics(live.path / "metrics.jsonl") if "loss" in row]
-    assert all("tflops_per_s_per_device" in row and "mfu" not in row for row in steps)  # nothing is published of a CPU
+    assert not any("mfu" in row for row in steps)  # nothing is published of a CPU
     plain = [row["loss"] for row in steps]
     np.testing.assert_allclose(cached, plain, rtol=1e-4)  # features are kept in float16
     monkeypatch.setattr("alm_jax.train.features._write_parts", lambda *a: pytest.fail("computed again"))
