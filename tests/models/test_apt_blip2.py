@@ -23,6 +23,7 @@ from alm_jax.models.decoders.llama import LlamaConfig
 from alm_jax.models.encoders.audio_mae import AudioMaeConfig
 from alm_jax.models.encoders.vit import VitConfig
 from alm_jax.models.features import AlignerText, Features
+from tests.modules import randomised
 
 ALIGNER = QFormerConfig(queries=2, hidden=8, depth=2, heads=2, mlp_dim=8, vocab_size=128, positions=128)
 CONFIG = apt_blip2(
@@ -70,8 +71,7 @@ def read(texts):
 @pytest.fixture(scope="module")
 def model():
     """Weights large enough that every part shows."""
-    model, rng = build(CONFIG, jax.random.key(0)), np.random.default_rng(0)
-    return jax.tree.map(lambda x: x + jnp.float32(0.2 * rng.normal(size=x.shape)), model)
+    return randomised(lambda key: build(CONFIG, key), 0.2)
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from alm_jax.models.alm import build
 from alm_jax.models.encoders.audio_mae import AudioMaeConfig
 from alm_jax.train.objectives import audio_text_alignment
 from tests.devices import host_devices
+from tests.modules import randomised
 
 ENCODER = AudioMaeConfig(frames=32, mels=16, dim=12, heads=2, depth=1, mlp_dim=16)
 ALIGNER = QFormerConfig(
@@ -31,10 +32,7 @@ CONFIG = apt.apt(None, ENCODER, ALIGNER)
 
 def make_model():
     """Weights large enough that rows differ."""
-    model = jax.jit(lambda key: build(CONFIG, key))(jax.random.key(0))
-    rng = np.random.default_rng(0)
-    arrays = {path: leaf + 0.2 * rng.normal(size=leaf.shape) for path, leaf in tree.flatten(model).items()}
-    return tree.unflatten(model, {path: jnp.float32(leaf) for path, leaf in arrays.items()})
+    return randomised(lambda key: build(CONFIG, key), 0.2)
 
 
 def make_batch(rows, empty=0, silent=()):
