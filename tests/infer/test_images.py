@@ -3,7 +3,6 @@
 import wave
 from dataclasses import replace
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -23,6 +22,7 @@ from alm_jax.infer.sampling import Sampling
 from alm_jax.models.alm import build
 from alm_jax.models.apt_blip2 import LAYOUT, parts
 from tests.models.test_apt_blip2 import CONFIG, LETTERS, OPTIONS
+from tests.modules import randomised
 
 RNG = np.random.default_rng(0)
 FRAMES = [RNG.integers(0, 256, (12, 10, 3), np.uint8) for _ in range(2)]
@@ -33,7 +33,7 @@ CHOICES = ("dog", "rain", "a car")
 @pytest.fixture(scope="module")
 def model():
     """Weights large enough that every part shows."""
-    made = jax.tree.map(lambda x: x + jnp.float32(0.2 * RNG.normal(size=x.shape)), build(CONFIG, jax.random.key(0)))
+    made = randomised(lambda key: build(CONFIG, key), 0.2)
     spec = Spec(CONFIG, LAYOUT, PLAIN, Sampling())
     return LoadedModel(spec, tree.flatten(made), LETTERS, aligner_tokenizer=LETTERS)
 
@@ -45,7 +45,7 @@ def test_ranking_by_what_is_seen_and_heard(model):
     batch = collate([row], 32, slots=1, images=2, pad="left")
     batch.audio = jnp.stack([model.encode([SOUND])[0]])
     batch.image = jnp.asarray(model.see(FRAMES))[None]
-    reader = build(replace(CONFIG, encoder=None), jax.random.key(0))
+    reader = tree.abstract(lambda key: build(replace(CONFIG, encoder=None), key))
     held = {path: leaf for path, leaf in model.arrays.items() if not path.startswith("encoder.")}
     means = rank(tree.unflatten(reader, held), batch, [LETTERS.encode_batch(CHOICES)]).mean[0]
     for choice, mean in zip(CHOICES, means):
@@ -72,7 +72,7 @@ def test_avqa(model):
 
 
 def test_asking_from_the_command_line(model, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(ask, "_load", lambda options: model)
+    monkeypatch.setattr(ask, "load_model", lambda options: model)
     for i, frame in enumerate(FRAMES):
         Image.fromarray(frame).save(tmp_path / f"{i}.png")
     with wave.open(str(tmp_path / "a.wav"), "wb") as file:
