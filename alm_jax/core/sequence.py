@@ -164,6 +164,8 @@ class Batch:
         penalty_mask: bool [B, L] tokens whose ids a repetition penalty sees.
         audio: float [B, A, ...] one encoder window (front-end frames or precomputed features) a slot; None if no row
             hears anything.
+        audio_samples: int32 [B, A] where `audio` holds samples [B, A, n], of which a step makes the windows: how many a
+            slot has, 0 an empty one; else None.
         audio_clip: int32 [B, A] which clip of the row a slot belongs to, -1 for an empty slot.
         aligner_tokens, aligner_mask: int32 and bool [B, A, La] for aligners that read text, else None.
         image: float [B, I, H, W, 3] one front-end image a slot; None if no row sees anything.
@@ -181,6 +183,7 @@ class Batch:
     indicator_index: Array
     penalty_mask: Array
     audio: Array | None = None
+    audio_samples: Array | None = None
     audio_clip: Array | None = None
     aligner_tokens: Array | None = None
     aligner_mask: Array | None = None

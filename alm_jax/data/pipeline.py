@@ -28,6 +28,7 @@ from alm_jax.data.plan import DataSpec, Entry, Plan, PlannedBatch, measure
 from alm_jax.data.rows import Hears, RowSet, read_rows
 from alm_jax.data.templates import Template
 from alm_jax.data.tokenizer import Tokenizer
+from alm_jax.data.waveforms import Waveforms
 from alm_jax.data.workers import start_worker
 
 _log = logging.getLogger(__name__)
@@ -72,21 +73,21 @@ class DataPipeline:
         plan: which rows a step takes.
         rowsets: the plan's sources.
         template, layout, tokenizer: how a row becomes positions.
-        audio: the front end that clips go through (`Captions` where they are texts), or a store of their precomputed
-            features.
+        audio: the front end that clips go through (`Captions` where they are texts, `Waveforms` where the step makes
+            their frames), or a store of their precomputed features.
         hears: whether rows are heard by their files or their captions.
         audio_tokens: T, the aligner's tokens a slot.
         slots: int [n] windows of each row, per source (`plan.measure`); None: one at most, and nothing packed. A batch
             has as many slots as its row of most, at least one if there is `audio`: rows of several cost others nothing
             where they keep to their own batches (`mixing="one_source_per_batch"`).
         aligner_tokenizer: of an aligner that reads text; what it reads is as long in every batch as the layout says.
-        augment: `augment(window, rng)` of each clip's window, random by the plan's seed; not with a store or texts.
+        augment: `augment(window, rng)` of each clip's window of frames, random by the plan's seed.
         process_index, process_count: this process takes its block of consecutive rows of each global batch, so that
             the blocks in the processes' order are the planned batch.
 
     Raises:
-        ConfigError: the batch does not divide among the processes, a store is to be augmented, or clips cannot be heard
-            in segments; rows take more slots than `max_slots`.
+        ConfigError: the batch does not divide among the processes, what has no frames is to be augmented, or clips
+            cannot be heard in segments; rows take more slots than `max_slots`.
     """
 
     plan: Plan
@@ -94,7 +95,7 @@ class DataPipeline:
     template: Template
     layout: Layout
     tokenizer: Tokenizer
-    audio: FrontEnd | Captions | FeatureStore | None
+    audio: FrontEnd | Captions | Waveforms | FeatureStore | None
     audio_tokens: int
     hears: Hears = "audio"
     slots: tuple[np.ndarray, ...] | None = None
@@ -107,8 +108,10 @@ class DataPipeline:
         size = self.plan.spec.batch_size
         if size % self.process_count:
             raise ConfigError(f"batch_size {size} does not divide among {self.process_count} processes")
-        if self.augment is not None and isinstance(self.audio, FeatureStore | Captions):
-            raise ConfigError("features and texts cannot be augmented: hear clips in the run, or leave augment out")
+        if self.augment is not None and isinstance(self.audio, FeatureStore | Captions | Waveforms):
+            raise ConfigError(
+                "samples, features and texts cannot be augmented: hear the frames of clips, or leave augment out"
+            )
         if self.audio is None and self._most_slots:
             raise ConfigError(f"rows of {self._most_slots} clips need a front end or a feature store")
         if self.slots is None and self.plan.spec.pack:
@@ -116,7 +119,8 @@ class DataPipeline:
         if self.plan.spec.segments > 1 and not isinstance(self.audio, KaldiFbank):
             raise ConfigError(
                 f"data.segments is {self.plan.spec.segments}, and {type(self.audio).__name__} hears one window of a "
-                "clip: leave segments out (features='live' if they are cached, hears='audio' if texts stand for clips)"
+                "clip: leave segments out (features='live' if they are cached, front_end='host' if the device makes "
+                "frames, hears='audio' if texts stand for clips)"
             )
         if self._most_slots > (self.plan.spec.max_slots or self._most_slots):
             raise ConfigError(
@@ -174,10 +178,14 @@ class DataPipeline:
         sequences, rows, bad = self._block(planned), [], []
         slots = self._slots(planned)
         audio = np.zeros((len(sequences), slots, *self._window), self._dtype) if slots else None
+        filled = np.zeros((len(sequences), slots), np.int32)
         for b, sequence in enumerate(sequences):
             parts, heard = [], 0
             for entry in sequence:
-                row, problem = self._load_row(entry, None if audio is None else audio[b, heard:])
+                row, windows, problem = self._load_row(entry)
+                for slot, window in enumerate(windows, heard):
+                    audio[b, slot, : len(window)] = window
+                    filled[b, slot] = len(window)
                 parts.append(row)
                 heard += len(row.clips)
                 if problem:
@@ -185,6 +193,8 @@ class DataPipeline:
             rows.append(pack(parts, audio_tokens=self.audio_tokens) if parts else _EMPTY)
         aligner_length = None if self.aligner_tokenizer is None else self.layout.aligner_text_tokens
         batch = replace(collate(rows, planned.bucket, slots=slots, aligner_length=aligner_length), audio=audio)
+        if isinstance(self.audio, Waveforms):
+            batch = replace(batch, audio_samples=filled)
         return LoadedBatch(step, batch, planned, bad)
 
     def _block(self, planned: PlannedBatch) -> tuple[tuple[Entry, ...], ...]:
@@ -192,8 +202,8 @@ class DataPipeline:
         size = len(planned.sequences) // self.process_count
         return planned.sequences[self.process_index * size : (self.process_index + 1) * size]
 
-    def _load_row(self, entry: Entry, audio: np.ndarray | None) -> tuple[Row, str]:
-        """The row of an entry, its windows written into `audio` [A, ...], and its problem (empty: none)."""
+    def _load_row(self, entry: Entry) -> tuple[Row, list[np.ndarray], str]:
+        """The row of an entry, its windows, and its problem (empty: none), which leaves it without windows."""
         source, index, seed = entry
         rows = self.rowsets[source]
         laid_out = _EMPTY
@@ -213,10 +223,8 @@ class DataPipeline:
             clips = dict.fromkeys(laid_out.clips)
             found = [window for clip in clips for window in self._hear(heard[clip], counts[clip], rng)]
         except (AudioError, DataError) as e:
-            return replace(laid_out, loss_weight=np.zeros_like(laid_out.loss_weight)), f"{rows.name(index)}: {e}"
-        for slot, window in enumerate(found):
-            audio[slot] = window
-        return laid_out, ""
+            return replace(laid_out, loss_weight=np.zeros_like(laid_out.loss_weight)), [], f"{rows.name(index)}: {e}"
+        return laid_out, found, ""
 
     def _hear(self, clip: Path | str, count: int, rng: np.random.Generator) -> Sequence[np.ndarray]:
         """The windows of a clip."""
@@ -271,7 +279,7 @@ def make_pipeline(
     template: Template,
     layout: Layout,
     tokenizer: Tokenizer,
-    audio: FrontEnd | Captions | FeatureStore | None,
+    audio: FrontEnd | Captions | Waveforms | FeatureStore | None,
     audio_tokens: int,
     hears: Hears = "audio",
     aligner_tokenizer: Tokenizer | None = None,

@@ -14,6 +14,7 @@ from alm_jax.data.composed import Scenes
 from alm_jax.data.plan import DataSpec
 from alm_jax.data.rows import Hears
 from alm_jax.data.templates import ALPACA_SHORT, Template
+from alm_jax.data.waveforms import Waveforms
 from alm_jax.models.alm import AlmConfig
 from alm_jax.models.registry import named_config
 from alm_jax.train.objectives import BY_POSITION, OBJECTIVES, Compared, LossGroup
@@ -78,6 +79,9 @@ class Stage:
         loss_group, micro_batch: see `train.step.make_step`.
         validation: None for none.
         features: `live` runs the encoder in every step; `cached` computes its features once (it may not train).
+        front_end: where frames of clips are computed: on the `host`, by what loads data (NumPy, in float64), or on the
+            `device`, by the step, which is given samples (JAX, in float32; they differ by 5e-3 at most). The device has
+            none of the front ends that look at the whole of a clip (`data.waveforms`).
         hears: the rows' clips, or in their place their captions, for encoders that read text too (training on text
             alone).
         init_from: where parameters begin, before the experiment's `weights`; the first that has one gives it, and what
@@ -99,6 +103,7 @@ class Stage:
     micro_batch: int | None = None
     validation: Validation | None = None
     features: Literal["live", "cached"] = "live"
+    front_end: Literal["host", "device"] = "host"
     hears: Hears = "audio"
     init_from: tuple[Weights, ...] = (Weights("*", PREVIOUS),)
     drop: tuple[str, ...] = ()
@@ -118,11 +123,17 @@ class Stage:
             raise ConfigError(f"stage {self.name!r}: objective {self.objective!r}; expected {', '.join(OBJECTIVES)}")
         if isinstance(OBJECTIVES[self.objective], Compared):
             _check_whole(self)
-        for data in (self.data, *([self.validation.data] if self.validation else [])):
-            if data.pack:
-                _check_packing(self)
+        if any(data.pack for data in self.specs):
+            _check_packing(self)
+        if self.front_end == "device":
+            _check_frames(self)
         if not self.trainable:
             raise ConfigError(f"stage {self.name!r}: trainable is empty; give patterns such as 'aligner.*'")
+
+    @property
+    def specs(self) -> tuple[DataSpec, ...]:
+        """What it reads: of training, and of validation if there is any."""
+        return (self.data,) if self.validation is None else (self.data, self.validation.data)
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Updates of the stage."""
@@ -150,6 +161,20 @@ def _check_packing(stage: Stage) -> None:
         raise ConfigError(
             f"stage {stage.name!r}: loss_group {stage.loss_group} counts rows, which data.pack puts several of into a "
             "sequence: leave one of the two out"
+        )
+
+
+def _check_frames(stage: Stage) -> None:
+    """Raise ConfigError where a step has no frames of single windows to compute."""
+    others = {
+        "features='cached'": stage.features == "cached",
+        "hears='text'": stage.hears == "text",
+        "data.segments above 1": any(data.segments > 1 for data in stage.specs),
+    }
+    if wrong := [name for name, given in others.items() if given]:
+        raise ConfigError(
+            f"stage {stage.name!r}: front_end='device' computes frames in the step, of one window a clip, and not with "
+            f"{wrong[0]}: leave one of the two out"
         )
 
 
@@ -221,6 +246,8 @@ class Experiment:
             raise ConfigError("weights name 'previous'; only a stage's init_from can")
         for stage in self.stages:
             _check_hearing(self, stage)
+            if stage.front_end == "device":
+                _check_window(self, stage)
         reads = any(self.stage_layout(stage).aligner_text_tokens for stage in self.stages)
         if reads != (self.aligner_tokenizer is not None):
             raise ConfigError(
@@ -241,6 +268,14 @@ class Experiment:
     def stage_precision(self) -> Precision:
         """Dtypes of the run on this machine."""
         return self.precision or default_precision()
+
+
+def _check_window(experiment: Experiment, stage: Stage) -> None:
+    """Raise ConfigError where there is no front end, or none that the device can compute."""
+    try:
+        Waveforms(experiment.stage_model(stage).frontend)
+    except ConfigError as error:
+        raise ConfigError(f"stage {stage.name!r}: {error}") from error
 
 
 def _check_hearing(experiment: Experiment, stage: Stage) -> None:

@@ -17,7 +17,6 @@ from alm_jax.convert import hub
 from alm_jax.core.cache import cache_dir
 from alm_jax.core.errors import ConfigError
 from alm_jax.core.files import write_text
-from alm_jax.core.sequence import Layout
 from alm_jax.data import leaks
 from alm_jax.data.captions import Captions
 from alm_jax.data.composed import Scenes
@@ -26,9 +25,10 @@ from alm_jax.data.plan import DataSpec, Source
 from alm_jax.data.rows import Hears, RowSet, read_rows
 from alm_jax.data.tasks.source import Tasks
 from alm_jax.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from alm_jax.data.waveforms import Waveforms
 from alm_jax.models.alm import AlmConfig
 from alm_jax.train.batches import data_process, meet
-from alm_jax.train.config import Experiment, TrainTokenizer
+from alm_jax.train.config import Experiment, Stage, TrainTokenizer
 from alm_jax.train.metrics import Progress
 
 _TOKENIZER_ROWS = 50_000  # rows that a tokenizer is trained on at most
@@ -106,24 +106,24 @@ def guard(experiment: Experiment, stage: str, run: Path, progress: Progress) -> 
 def pipeline(
     spec: DataSpec,
     experiment: Experiment,
-    layout: Layout,
+    stage: Stage,
     config: AlmConfig,
     tokenizers: Tokenizers,
     mesh: Mesh,
     progress: Progress,
-    hears: Hears = "audio",
     choose: Callable[[RowSet], RowSet] = lambda rows: rows,
 ) -> DataPipeline:
-    """The pipeline of a spec, of the rows that are chosen, for this process."""
+    """The pipeline of a spec of a stage, of the rows that are chosen, for this process."""
+    layout, audio = experiment.stage_layout(stage), front_end(config, tokenizers, stage.hears)
     index, count = data_process(mesh, spec.batch_size)
     return make_pipeline(
         located(spec, progress),
         template=experiment.template,
         layout=layout,
         tokenizer=tokenizers.decoder,
-        audio=front_end(config, tokenizers, hears),
+        audio=Waveforms(audio) if stage.front_end == "device" else audio,
         audio_tokens=config.audio_tokens,
-        hears=hears,
+        hears=stage.hears,
         aligner_tokenizer=tokenizers.aligner if layout.aligner_text_tokens else None,
         cache_dir=cache_dir() / "lengths",
         choose=choose,

@@ -85,11 +85,10 @@ def run_stage(session: Session, index: int) -> StageResult:
     experiment, model = session.experiment, session.models[index]
     stage = model.stage
     folder = session.run.stage(index, stage.name)
-    layout = experiment.stage_layout(stage)
-    reading = (experiment, layout, model.config, session.tokenizers, model.mesh, session.progress)
+    reading = (experiment, stage, model.config, session.tokenizers, model.mesh, session.progress)
     guard = inputs.guard(experiment, stage.name, session.run.path, session.progress)
-    training = inputs.pipeline(stage.data, *reading, stage.hears, guard)
-    validation = stage.validation and inputs.pipeline(replace(stage.validation.data, last="pad"), *reading, stage.hears)
+    training = inputs.pipeline(stage.data, *reading, guard)
+    validation = stage.validation and inputs.pipeline(replace(stage.validation.data, last="pad"), *reading)
     total = stage.total_steps(training.plan.steps_per_epoch)
     _check_room(session.run.path, _abstract(model, make_optimizer(stage.optim, total)))
     start = _start(session, index, folder, model, total)

@@ -26,6 +26,7 @@ from alm_jax.core.errors import AlmError, ConfigError
 from alm_jax.core.mesh import DEFAULT_RULES, batch_sharding, make_mesh
 from alm_jax.core.precision import MIXED
 from alm_jax.core.sequence import Batch, Row, collate
+from alm_jax.data.waveforms import Waveforms
 from alm_jax.models.alm import AlmConfig
 from alm_jax.train import hlo, traced
 from alm_jax.train.chips import GIB, Topology
@@ -187,7 +188,7 @@ def _seen_by_compiler(stage: Stage) -> tuple[Any, ...]:
     """What of a stage, beside its model, makes a difference to the compiled step."""
     data, optim = stage.data, replace(stage.optim, learning_rate=1.0, warmup_steps=0)
     step = (stage.trainable, optim, stage.objective, stage.loss_group, stage.micro_batch, stage.features, stage.hears)
-    return (*step, data.batch_size, data.buckets[-1], data.max_slots)
+    return (*step, stage.front_end, data.batch_size, data.buckets[-1], data.max_slots)
 
 
 def _largest_micro_batch(step: _StageStep, known: StagePlan, progress: Progress) -> int:
@@ -396,6 +397,9 @@ def abstract_batch(config: AlmConfig, stage: Stage, mesh: Mesh | AbstractMesh, a
     window = config.audio_shape
     if stage.hears == "text" and config.encoder is not None:
         window, dtype = (config.encoder.text_tokens,), jnp.int32
+    if stage.front_end == "device":
+        window = Waveforms(config.frontend).feature_shape
+        shapes = replace(shapes, audio_samples=jax.ShapeDtypeStruct((rows, slots), jnp.int32))
     shapes = replace(shapes, audio=jax.ShapeDtypeStruct((rows, slots, *window), dtype))
     place = batch_sharding(mesh)
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes)

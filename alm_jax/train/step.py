@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -10,8 +11,10 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from alm_jax.core import axes as ax
 from alm_jax.core import tree
 from alm_jax.core.errors import ConfigError
+from alm_jax.core.mesh import constrain
 from alm_jax.core.precision import Precision
 from alm_jax.core.sequence import Batch
 from alm_jax.core.tree import Arrays
@@ -82,6 +85,7 @@ def make_step(
     def step(state: TrainState, frozen: Arrays, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         weight = group_weights(batch, loss_group, mesh)
+        batch = with_frames(batch, like)
         (value, parts), grads = value_and_grad(state.params, frozen, batch, weight, key)
         updates, opt_state = optimizer.transform.update(grads, state.opt_state, state.params)
         metrics = {
@@ -107,10 +111,22 @@ def make_eval_step(like: Any, precision: Precision, objective: Objective = next_
     @jax.jit
     def evaluate(params: Arrays, frozen: Arrays, batch: Batch) -> Metrics:
         model = tree.unflatten(like, {**frozen, **params})
+        batch = with_frames(batch, like)
         total, parts = objective(model, batch, batch.loss_weight, None, jnp.dtype(precision.compute))
         return {"loss": total, **parts, "targets": batch.loss_weight.sum()}
 
     return evaluate
+
+
+def with_frames(batch: Batch, like: Any) -> Batch:
+    """A batch of the clips' samples as one of their frames, by the front end of the model; any other as it is."""
+    if batch.audio_samples is None:
+        return batch
+    rows, slots, n = batch.audio.shape
+    frames = like.config.frontend.jax(batch.audio.reshape(rows * slots, n), batch.audio_samples.reshape(-1))
+    frames = frames.reshape(rows, slots, *frames.shape[1:])
+    frames = jnp.where(batch.audio_samples[..., None, None] > 0, frames, 0.0)  # as the host leaves an empty slot
+    return replace(batch, audio=constrain(frames, ax.BATCH, None, None, None), audio_samples=None)
 
 
 def group_weights(batch: Batch, loss_group: LossGroup, mesh: Mesh | None) -> jax.Array:

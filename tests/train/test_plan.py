@@ -19,6 +19,7 @@ from alm_jax.data.pipeline import make_pipeline
 from alm_jax.data.plan import DataSpec, Source
 from alm_jax.data.templates import ALPACA_SHORT
 from alm_jax.data.tokenizer import train_tokenizer
+from alm_jax.data.waveforms import Waveforms
 from alm_jax.layers.dense import Lora
 from alm_jax.models.decoders.llama import LlamaConfig
 from alm_jax.models.encoders.cav_mae import CavMaeConfig
@@ -63,7 +64,8 @@ def experiment(*stages, model=None, mesh=None):
     return Experiment("toy", model, LAYOUT, "tokenizer", stages or (stage(),), mesh=mesh or MeshConfig(1, -1, 1))
 
 
-def test_the_batch_is_the_pipelines(tmp_path):
+@pytest.mark.parametrize("front_end", ["host", "device"])
+def test_the_batch_is_the_pipelines(tmp_path, front_end):
     """Shapes and dtypes of the batch that is compiled for are those of a batch that was loaded."""
     soundfile.write(tmp_path / "a.wav", np.zeros(8000), 16000)
     rows = [{"instruction": "What?", "audio_id": "a.wav", "output": "Rain, rain, rain and rain."}] * 3
@@ -77,11 +79,12 @@ def test_the_batch_is_the_pipelines(tmp_path):
         template=ALPACA_SHORT,
         layout=LAYOUT,
         tokenizer=tokenizer,
-        audio=config.frontend,
+        audio=Waveforms(config.frontend) if front_end == "device" else config.frontend,
         audio_tokens=config.audio_tokens,
     )
     loaded = pipeline.load(0).batch
-    made = abstract_batch(config, Stage("x", data, ALIGN, steps=1), make_mesh(MeshConfig(), jax.devices("cpu")[:1]))
+    reading = Stage("x", data, ALIGN, steps=1, front_end=front_end)
+    made = abstract_batch(config, reading, make_mesh(MeshConfig(), jax.devices("cpu")[:1]))
     shapes = lambda batch: jax.tree.map(lambda leaf: (leaf.shape, np.dtype(leaf.dtype)), batch)
     assert shapes(made) == shapes(loaded)
 

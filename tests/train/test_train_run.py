@@ -181,11 +181,26 @@ def test_a_finished_run_is_not_run_again(done, capsys):
     assert read_metrics(out / "metrics.jsonl") == rows
 
 
-def test_cached_features_are_those_of_the_encoder_and_kept(done, monkeypatch, tmp_path, caches):
+@pytest.fixture(scope="module")
+def live(caches, tmp_path_factory):
+    """The rows of the first stage, its encoder run in every step."""
+    result = train(short(1), tmp_path_factory.mktemp("live") / "run", progress=False)
+    return read_metrics(result.path / "metrics.jsonl")
+
+
+def test_frames_of_the_device_are_the_hosts(live, tmp_path, caches):
+    changes = {"stages.read.front_end": "device"}
+    result = train(short(1, **changes), tmp_path / "run", progress=False)
+    rows = read_metrics(result.path / "metrics.jsonl")
+    for name in ("loss", "grad_norm", "validation_loss"):
+        device, host = ([row[name] for row in run if name in row] for run in (rows, live))
+        np.testing.assert_allclose(device, host, rtol=1e-4, err_msg=name)  # frames differ by rounding
+
+
+def test_cached_features_are_those_of_the_encoder_and_kept(done, live, monkeypatch, tmp_path, caches):
     _, _, _, rows = done
-    live = train(short(1), tmp_path / "live", progress=False)
     cached = [row["loss"] for row in rows if row["stage"] == "read" and "loss" in row]
-    steps = [row for row in read_metrics(live.path / "metrics.jsonl") if "loss" in row]
+    steps = [row for row in live if "loss" in row]
     assert not any("mfu" in row for row in steps)  # nothing is published of a CPU
     plain = [row["loss"] for row in steps]
     np.testing.assert_allclose(cached, plain, rtol=1e-4)  # features are kept in float16
