@@ -14,6 +14,7 @@ from alm_jax.data.questions import QUESTION_KINDS
 from alm_jax.data.scenes import SceneConfig, write_scenes
 
 _ROWS = 2  # of the form of rows, so that older ones are written anew
+_SHARE = 128  # scenes that are composed as soon as a process has started
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,10 @@ class Scenes:
     def write(self, cache: str | Path, *, workers: int = 1, progress: Callable[[int, int], None] | None = None) -> Path:
         """Write the scenes under `cache`, where equal ones are found again; the path of the rows about them.
 
+        Args:
+            workers: processes at most; few scenes are composed in this one.
+            progress: called with (scenes done, all).
+
         Raises:
             DataError: the clips cannot be used, or the disk not written.
         """
@@ -60,7 +65,8 @@ class Scenes:
         rows = folder / f"rows-{_digest((_ROWS, self.kinds, vocabulary))}.json"
         with FileLock(folder / ".lock"):  # two runs may want the same scenes at once
             if not rows.is_file():
-                options = {"kinds": self.kinds, "vocabulary": vocabulary, "workers": workers, "progress": progress}
+                options = {"kinds": self.kinds, "vocabulary": vocabulary, "progress": progress}
+                options["workers"] = min(workers, max(1, self.n // _SHARE))
                 write_scenes(folder, clips, self.scene, self.n, self.seed, **options).replace(rows)
         return rows
 
