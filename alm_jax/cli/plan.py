@@ -24,8 +24,8 @@ class Plan:
 
     No TPU is needed, and no weights: only the tpu extra (pip install 'alm_jax[tpu]'), and a minute or two a stage. The
     exit code is 1 if a stage does not fit. TOPOLOGY is a generation (v4, v5e, v5p, v6e, tpu7x) and the chips along each
-    side of the slice; v4, v5p and tpu7x have three sides. Of GPUs (a100, h100, h200, b200) it is their number; their
-    figures are estimated from shapes, without a compiler.
+    side of the slice, or of each of mesh.slices; v4, v5p and tpu7x have three sides. Of GPUs (a100, h100, h200, b200)
+    it is their number; their figures are estimated from shapes, without a compiler.
 
     examples:
       alm plan ltu/vicuna_7b
@@ -64,7 +64,7 @@ def run(args: list[str]) -> int:
     from alm_jax.train.chips import find_topology
     from alm_jax.train.plan import plan
 
-    topology = find_topology(options.topology or experiment.topologies[0])
+    topology = find_topology(options.topology or experiment.topologies[0], max(1, experiment.mesh.slices))
     tell = lambda line: print(f"{line} ...", file=sys.stderr, flush=True)
     fits, results = True, []
     stages = plan(experiment, topology, options.stage, largest=options.largest_micro_batch, progress=tell)
@@ -120,7 +120,9 @@ def table(result: StagePlan, topology: Topology) -> str:
 
 
 def _times(roofline: Roofline, topology: Topology) -> dict[str, str]:
-    arrives = sum(each.received for each in roofline.collectives)
+    from alm_jax.train.hlo import BETWEEN_SLICES
+
+    arrives = sum(each.received for each in roofline.collectives if each.kind != BETWEEN_SLICES)
     done, needed = roofline.flops / 1e12, roofline.model_flops / 1e12
     speeds = topology.peak / 1e12, topology.bandwidth / 1e9, topology.link / 1e9
     lines = {
@@ -132,6 +134,9 @@ def _times(roofline: Roofline, topology: Topology) -> dict[str, str]:
         lines[f"  {each.kind}"] = (
             f"{each.count:8} of {each.bytes / 1e9:.2f} GB in all, {each.received / 1e9:.2f} GB arrive"
         )
+        if each.kind == BETWEEN_SLICES:
+            rate = f"{topology.network / 1e9:.0f} GB/s" if topology.network else "at a rate that is not known"
+            lines[f"  {each.kind}"] += f", {rate}"
     lines["step"] = f"{_ms(roofline.seconds)}at least, MFU {roofline.mfu:.0%} at most"
     if roofline.unknown_loops:
         lines["step"] += f"; loops of unknown length, counted once: {roofline.unknown_loops}"

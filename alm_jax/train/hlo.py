@@ -19,6 +19,7 @@ _COLLECTIVES = (
     *("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all"),
     *("collective-permute", "collective-broadcast"),
 )
+BETWEEN_SLICES = "between slices"
 _LINE = re.compile(r"\s+(ROOT )?%?([\w.-]+) = (.*?) ([a-z][\w-]*)\((.*)")
 _SHAPE = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
 _CALLEES = re.compile(r"(?:calls|to_apply|branch_computations|true_computation|false_computation)=(%[^\s,]+|\{[^}]+\})")
@@ -37,8 +38,8 @@ class Collective:
     """Exchanges of one kind in a step.
 
     Attributes:
-        kind: as XLA calls it. count: how often. bytes: of the whole arrays that are gathered, summed or moved.
-        received: bytes that reach a device at least, by the algorithm that moves the fewest.
+        kind: as XLA calls it, or `BETWEEN_SLICES`. count: how often. bytes: of the whole arrays that are gathered,
+            summed or moved. received: bytes that reach a device at least, by the algorithm that moves the fewest.
     """
 
     kind: str
@@ -246,6 +247,12 @@ class _Count:
 
     def exchange(self, each: _Instruction, at: _Computation, times: int, fused: bool = False) -> None:
         kind = each.kind.removesuffix("-start")
+        if kind == "recv" and "megascale" in each.rest:  # hosts do the sums; each device is sent its part of the result
+            size, slices = each.shapes[0].size, re.search(r'target="\{([\d,]+)\}', each.rest)
+            own = size // len(slices[1].split(",")) if slices and "ALL_GATHER" in each.rest else 0
+            for i, number in enumerate((1, size, size - own)):
+                self.exchanged[BETWEEN_SLICES][i] += times * number
+            return
         if kind not in _COLLECTIVES or each.kind.endswith("-done"):
             return
         given = sum(at.instructions[name].size for name in each.operands)

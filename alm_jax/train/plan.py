@@ -350,7 +350,10 @@ class _StageStep:
     def _roofline(self, flops: int, moved: int, collectives: tuple[Collective, ...], unknown: int) -> Roofline:
         chip = self.topology
         needed = model_flops(self.model, self.optimizer, self.given) // self.mesh.size
-        times = flops / chip.peak, moved / chip.bandwidth, sum(each.received for each in collectives) / chip.link
+        inside = sum(each.received for each in collectives if each.kind != hlo.BETWEEN_SLICES)
+        outside = sum(each.received for each in collectives if each.kind == hlo.BETWEEN_SLICES)
+        network = max(inside / chip.link, outside / chip.network if chip.network else 0.0)
+        times = flops / chip.peak, moved / chip.bandwidth, network
         mfu = needed / chip.peak / max(times)
         return Roofline(flops, needed, moved, collectives, *times, mfu, unknown)
 

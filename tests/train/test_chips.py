@@ -75,5 +75,9 @@ def test_slices(monkeypatch):
         assert topology.hbm == chip.hbm * GIB / chip.devices
         assert topology.peak * len(topology.devices) == chip.peak * prod(sides)
         assert {peak_of(device.device_kind) for device in topology.devices} == {topology.peak}, name
+        if chip.kind == "tpu":
+            two = find_topology(chip.example, slices=2)
+            assert two.name == f"2 x {chip.example}" and len(two.devices) == 2 * len(topology.devices)
+            assert {device.slice_index for device in two.devices} == {0, 1}
     with pytest.raises(UsageError, match="topology 'v5e:3x3' cannot be made"):
         find_topology("v5e:3x3")

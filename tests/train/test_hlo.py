@@ -213,3 +213,28 @@ def test_compiled_layers(monkeypatch):
     assert gathered == Collective("all-gather", layers, layers * weight, layers * weight * 3 // 4)
     # its part of the weights, and x in and out at least
     assert found.bytes >= layers * weight // 4 + 2 * 2 * rows // 4 * width
+
+
+@pytest.mark.tpu
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is not installed")
+def test_compiled_for_two_slices(monkeypatch):
+    """A weight is gathered and its gradient divided inside a slice; each device's part is summed over the two, of which
+    each then updates a half."""
+    monkeypatch.delenv("XLA_FLAGS")  # libtpu ends the process at flags that its own XLA does not know
+    topology = find_topology("v5e:2x2", slices=2)
+    mesh = make_mesh(MeshConfig(1, -1, slices=2), topology.devices)
+    assert topology.name == "2 x v5e:2x2"
+    assert [{device.slice_index for device in row.flat} for row in mesh.devices] == [{0}, {1}]
+    place = lambda *spec: jax.NamedSharding(mesh, P(*spec))
+    w = jax.ShapeDtypeStruct((1024, 1024), jnp.float32, sharding=place("fsdp"))
+    x = jax.ShapeDtypeStruct((64, 1024), jnp.float32, sharding=place(("data", "fsdp")))
+
+    def update(w, x):
+        gradient = jax.grad(lambda w, x: jnp.sum((x @ w) ** 2))(w, x)
+        return w + jax.lax.with_sharding_constraint(jnp.sin(gradient), place("fsdp", "data"))
+
+    compiled = jax.jit(update, out_shardings=w.sharding).lower(w, x).compile()
+    kinds = {each.kind: each for each in hlo.cost(compiled.as_text(), mesh.size).collectives}
+    part = 1024 * 1024 // 4 * 4
+    assert kinds.pop(hlo.BETWEEN_SLICES) == Collective("between slices", 2, 2 * part, part + part // 2)
+    assert kinds.keys() == {"all-gather", "reduce-scatter"}

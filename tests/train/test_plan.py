@@ -29,7 +29,7 @@ from alm_jax.models.ltu_as import ltu_as
 from alm_jax.train import plan as plans
 from alm_jax.train.chips import GIB, find_topology
 from alm_jax.train.config import Experiment, Stage
-from alm_jax.train.hlo import Collective
+from alm_jax.train.hlo import BETWEEN_SLICES, Collective
 from alm_jax.train.plan import Roofline, StagePlan, abstract_batch, plan
 
 needs_libtpu = [
@@ -117,14 +117,16 @@ def test_tables():
     weights = result().arguments | {"frozen": 13 * GIB}
     assert "does not fit; divide the weights" in shown(total=20 * GIB, arguments=weights, **none)
 
-    sums = Collective("all-reduce", 3, 10**9, 9 * 10**9)
+    sums = Collective("all-reduce", 3, 10**9, 9 * 10**9), Collective(BETWEEN_SLICES, 2, 10**9, 5 * 10**8)
     roofline = Roofline(
-        2 * 10**12, 10**12, 10**9, (sums,), compute=0.002, memory=0.0003, network=0.02, mfu=0.05, unknown_loops=1
+        2 * 10**12, 10**12, 10**9, sums, compute=0.002, memory=0.0003, network=0.02, mfu=0.05, unknown_loops=1
     )
     text = shown(roofline=roofline, micro_batch=4, largest_micro_batch=8)
     assert "8 rows x 64 positions, 4 rows at a time" in text
     assert re.search(r"compute +2\.0 ms +2\.00 TFLOP \(1\.00 of the model\), 989 TFLOP/s", text)
-    assert re.search(r"all-reduce +3 of 1\.00 GB in all, 9\.00 GB arrive", text)
+    assert re.search(r"network +20\.0 ms +9\.00 GB arrive, 450 GB/s", text)
+    assert re.search(r"all-reduce +3 of 1\.00 GB in all, 9\.00 GB arrive\n", text)
+    assert re.search(r"between slices +2 of 1\.00 GB in all, 0\.50 GB arrive, 50 GB/s", text)
     assert re.search(r"step +20\.0 ms at least, MFU 5% at most; loops of unknown length, counted once: 1", text)
     assert re.search(r"largest micro-batch +8 with a tenth", text)
 
