@@ -24,17 +24,19 @@ from alm_jax.models.text.bert import Bert, BertConfig
 from alm_jax.train.checkpoint import RunFolder
 from alm_jax.train.config import Weights
 from alm_jax.train.weights import StageModel, begin, restore
+from tests.modules import randomised
 from tests.train import test_apt_run as apt_run
 from tests.train.runs import short
 
 SEED = 5
+pytestmark = pytest.mark.usefixtures("caches")  # what draws the random parameters of a model is compiled once
 
 
 @pytest.fixture
 def decoder(tmp_path):
     """(folder, arrays) of a decoder in the layout of transformers, with other values than a run would draw."""
     config = short().stage_model(short().stages[0]).decoder
-    model = build(replace(short().model, decoder=config), jax.random.key(99))
+    model = randomised(lambda key: build(replace(short().model, decoder=config), key), 0.1)
     arrays = {p.removeprefix("decoder."): a for p, a in tree.flatten(model).items() if p.startswith("decoder.")}
     save_safetensors(tmp_path / "vicuna", export(arrays, llama.hf(config), PLAIN))
     return tmp_path / "vicuna", arrays
@@ -164,10 +166,8 @@ def test_the_first_source_that_has_a_parameter_gives_it(decoder, tmp_path):
     from alm_jax.train.optim import make_optimizer
     from alm_jax.train.state import create_state
 
-    trained = {
-        path: jax.numpy.full(leaf.shape, 0.5) for path, leaf in model_of(experiment).target.items()
-        if path in model_of(experiment).trained
-    }  # fmt: skip
+    model = model_of(experiment)
+    trained = {path: jax.numpy.full(model.target[path].shape, 0.5) for path in model.trained}
     run.stage(0, first.name).begin({}, [])
     with Checkpoints(run.stage(0, first.name)) as checkpoints:
         checkpoints.save(create_state(trained, make_optimizer(first.optim, 6), jax.random.key(0)), 6)
@@ -209,7 +209,7 @@ def test_an_aligner_begins_as_a_bert(tmp_path):
     aligner = base.model.aligner
     sizes = {"dim": aligner.hidden, "depth": aligner.depth, "heads": aligner.heads, "mlp_dim": aligner.mlp_dim}
     config = BertConfig(vocab_size=aligner.vocab_size - 11, positions=aligner.positions, **sizes)
-    model = tree.flatten(Bert(config, jax.random.key(99)))
+    model = tree.flatten(randomised(lambda key: Bert(config, key), 0.1))
     save_safetensors(tmp_path / "bert", export(model, bert.hf(config), PLAIN))
     stage = replace(base.stages[0], trainable=("aligner.queries",))
     plain = replace(base, stages=(stage,), weights=())

@@ -107,11 +107,12 @@ class _Results:
 
         batch, decoder = self.batch(), self.model.decoder
         ids = {"q_segment_ids": jnp.asarray(batch.q_segment_ids), "kv_segment_ids": jnp.asarray(batch.kv_segment_ids)}
-        x, place = decoder.begin(self.model.embed(batch), jnp.asarray(batch.positions))
+        x, place = decoder.begin(jax.jit(AudioLanguageModel.embed)(self.model, batch), jnp.asarray(batch.positions))
+        run = jax.jit(lambda block, x: block(x, place, lambda q, k, v: attention(q, k, v, causal=True, **ids))[0])
         kept = []
         for i in range(self.config.decoder.depth):
             block = jax.tree.map(lambda leaf: leaf[i], decoder.blocks)  # noqa: B023
-            x, _ = block(x, place, lambda q, k, v: attention(q, k, v, causal=True, **ids))
+            x = run(block, x)
             audio = self.config.audio_tokens
             kept.append(x[:, jnp.array([0, audio - 1, audio, -1])])
         return jnp.stack(kept)
