@@ -1,4 +1,4 @@
-"""Short runs of `ltu/tiny`, in this process or (`python -m tests.train.runs OUT JSON [--resume]`) in their own."""
+"""Short runs of `ltu/tiny`, here or (`python -m tests.train.runs OUT STAGES JSON [--resume]`) in their own process."""
 
 import json
 import sys
@@ -7,7 +7,6 @@ from dataclasses import replace
 from alm_jax.core.config import apply_overrides, load_config_file
 from alm_jax.core.errors import AlmError
 from alm_jax.train.config import Experiment
-from alm_jax.train.curriculum import train
 
 EXACT = ("stage", "step", "loss", "learning_rate", "grad_norm", "validation_loss")
 
@@ -37,9 +36,11 @@ def exact(rows):
     return [{name: row[name] for name in EXACT if name in row} for row in rows]
 
 
-def main(out: str, overrides: str, *flags: str) -> int:
+def main(out: str, stages: str, overrides: str, *flags: str) -> int:
+    from alm_jax.train.curriculum import train  # data workers import this module, too
+
     try:
-        train(short(**json.loads(overrides)), out, resume="--resume" in flags)
+        train(short(int(stages), **json.loads(overrides)), out, resume="--resume" in flags)
     except AlmError as error:
         print(error, file=sys.stderr)
         return error.exit_code

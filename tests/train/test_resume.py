@@ -26,9 +26,9 @@ from tests.train.runs import EXACT, exact, short
 class Run:
     """A training process on some host devices."""
 
-    def __init__(self, repo, caches, out, overrides=None, devices=1, resume=False):
+    def __init__(self, repo, caches, out, overrides=None, devices=1, stages=2, resume=False):
         flags = ["--resume"] if resume else []
-        command = [sys.executable, "-m", "tests.train.runs", str(out), json.dumps(overrides or {}), *flags]
+        command = [sys.executable, "-m", "tests.train.runs", str(out), str(stages), json.dumps(overrides or {}), *flags]
         environment = caches | {"XLA_FLAGS": host_devices(devices)}
         self.out, self.log = out, (out.parent / f"{out.name}.err").open("a+")
         self.process = subprocess.Popen(command, cwd=repo, env=environment, stderr=self.log)
@@ -115,29 +115,28 @@ def test_killed_at_any_step_with_four_workers(repo, caches, whole, tmp_path):
     run = Run(repo, caches, out, workers)
     run.signal_after(at, signal.SIGKILL)
     assert run.wait()[0] == -signal.SIGKILL
-    code, log = Run(repo, caches, out, workers, resume=True).wait()
-    assert code == 0, log
+    train(short(**workers), out, resume=True, progress=False)
     assert rows_of(out) == whole, f"killed after row {at}"  # bit for bit
 
 
 def test_stopped_on_eight_devices_and_finished_on_four(repo, caches, whole, tmp_path):
     out = tmp_path / "run"
-    run = Run(repo, caches, out, {"mesh.fsdp": 2}, devices=8)
+    run = Run(repo, caches, out, {"mesh.fsdp": 2}, devices=8, stages=1)
     run.signal_after(3, signal.SIGTERM)
     code, log = run.wait()
     assert code == 0, log
     assert "SIGTERM: stopping after this step" in log and "go on with --resume" in log
     stopped = rows_of(out)[-1]["step"]
     assert (out / "stages" / "0_read" / "checkpoints" / str(stopped)).is_dir()
-    code, log = Run(repo, caches, out, devices=4, resume=True).wait()
+    code, log = Run(repo, caches, out, devices=4, stages=1, resume=True).wait()
     assert code == 0, log
-    assert_close(rows_of(out), whole)
+    assert_close(rows_of(out), [row for row in whole if row["stage"] == "read"])
 
 
 def test_ctrl_c_says_how_to_go_on_and_a_second_one_leaves_at_once(repo, caches, tmp_path):
     out = tmp_path / "run"
     many = {"stages.read.steps": 5000, "loop.checkpoint_every": 5000, "stages.read.validation.every": 5000}
-    run = Run(repo, caches, out, many)
+    run = Run(repo, caches, out, many, stages=1)
     run.signal_after(2, signal.SIGINT)
     code, log = run.wait()
     assert code == 0 and "SIGINT: stopping after this step, with a checkpoint (again: stop at once)" in log
