@@ -18,6 +18,7 @@ from alm_jax.core.processes import (
     COUNT,
     INDEX,
     check_alike,
+    check_joined,
     check_shared,
     gather,
     join,
@@ -103,6 +104,19 @@ def test_variables_that_do_not_fit_together(environment, variables, message):
     environment(**variables)
     with pytest.raises(UsageError, match=message):
         join()
+
+
+@pytest.mark.parametrize("error", [AssertionError(), RuntimeError("Unable to initialize backend 'tpu':\nno libtpu.so")])
+def test_devices_that_are_not_there(monkeypatch, error):
+    """JAX asserts where nothing of what JAX_PLATFORMS names is installed."""
+
+    def count():
+        raise error
+
+    monkeypatch.setattr(jax, "process_count", count)
+    with pytest.raises(AlmError, match=r"JAX finds no device of JAX_PLATFORMS=.*: install 'alm_jax") as found:
+        check_joined()
+    assert "\n" not in str(found.value) and " ".join(str(error).split()) in str(found.value)
 
 
 def alone(environment, code):
