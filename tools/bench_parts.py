@@ -12,7 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from bench_cases import on_cpu
-from bench_systems import TRAINED, Shape, Side, System, our_step, shapes, their_step, torch_device
+from bench_systems import (
+    TRAINED,
+    Shape,
+    Side,
+    System,
+    abstract_model,
+    drawn,
+    our_step,
+    shapes,
+    their_step,
+    torch_device,
+)
 
 SECONDS, MELS = 10.0, 80  # of a clip; kaldi-native-fbank refuses LTU's 128 bands, of which one is empty
 DEPTH = 32  # of the decoder of 7B models
@@ -189,16 +200,11 @@ def _trained(shape: Shape) -> Any:
     """What a run over this shape trains, and its moments, without what is frozen."""
     import jax
 
-    from alm_jax.core import tree
-    from alm_jax.models.alm import build
     from alm_jax.train.optim import OptimConfig, make_optimizer
     from alm_jax.train.state import create_state
 
-    like = tree.abstract(lambda key: build(shape.config, key))
+    params = drawn(abstract_model(shape, TRAINED)[1][0], "float32")
     optimizer = make_optimizer(OptimConfig(), 100)
-    trained = tree.split(tree.flatten(like), TRAINED)[0]
-    keys = jax.random.split(jax.random.key(0), len(trained))
-    params = {path: jax.random.normal(key, leaf.shape) for (path, leaf), key in zip(trained.items(), keys)}
     return jax.block_until_ready(create_state(params, optimizer, jax.random.key(1)))
 
 

@@ -118,20 +118,30 @@ def _compute() -> str:
     return "float32" if on_cpu() else "bfloat16"
 
 
-def _our_model(shape: Shape, trainable: tuple[str, ...]) -> tuple[Any, Callable[[Any], tuple[Any, Any]]]:
-    """(abstract model, function of a key that makes its trained and its frozen arrays)."""
+def _our_model(shape: Shape, trainable: tuple[str, ...]) -> tuple[Any, Callable[[], tuple[Any, Any]]]:
+    """(abstract model, function that makes its trained and its frozen arrays)."""
+    like, (trained, frozen) = abstract_model(shape, trainable)
+    return like, lambda: (drawn(trained, "float32"), drawn(frozen, _compute()))
+
+
+def abstract_model(shape: Shape, trainable: tuple[str, ...]) -> tuple[Any, tuple[Any, Any]]:
+    """(model, its trained and its frozen leaves by path), from shapes alone."""
     from alm_jax.core import tree
     from alm_jax.models.alm import build
 
     like = tree.abstract(lambda key: build(shape.config, key))
-    is_trained = tree.split(tree.flatten(like), trainable)[0].keys()
+    return like, tree.split(tree.flatten(like), trainable)
 
-    def make(key: Any) -> tuple[Any, Any]:
-        arrays = tree.flatten(build(shape.config, key))
-        arrays = {path: leaf if path in is_trained else leaf.astype(_compute()) for path, leaf in arrays.items()}
-        return tree.split(arrays, trainable)
 
-    return like, make
+def drawn(leaves: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """Small normal numbers, around 1 for scales of norms; a whole model's initializers would take long to compile."""
+    import jax
+
+    values = {}
+    for path, key in zip(leaves, jax.random.split(jax.random.key(0), len(leaves))):
+        value = 0.02 * jax.random.normal(key, leaves[path].shape, dtype)
+        values[path] = 1 + value if path.endswith("scale") else value
+    return values
 
 
 def _our_batch(shape: Shape, answers: bool) -> Any:
@@ -167,7 +177,7 @@ def our_step(shape: Shape) -> tuple[Any, Callable[[], tuple[Any, Any, Any]]]:
     optimizer = make_optimizer(OptimConfig(1e-4, "constant"), 100)
 
     def arguments() -> tuple[Any, Any, Any]:
-        params, frozen = jax.jit(make)(jax.random.key(0))
+        params, frozen = make()
         return create_state(params, optimizer, jax.random.key(1)), frozen, _our_batch(shape, answers=True)
 
     return make_step(like, optimizer, Precision(compute=_compute())), arguments
@@ -205,7 +215,7 @@ def _our_answers(shape: Shape) -> Side:
     from alm_jax.infer.generate import generate
 
     like, make = _our_model(shape, ())
-    model = tree.unflatten(like, jax.jit(make)(jax.random.key(0))[1])
+    model = tree.unflatten(like, make()[1])
     batch = _our_batch(shape, answers=False)
 
     def run() -> None:
