@@ -1,6 +1,7 @@
 """One cache of scenes, features and compiled programs for all training tests."""
 
 import os
+import subprocess
 
 import jax
 import pytest
@@ -24,3 +25,22 @@ def caches(tmp_path_factory):
     os.environ.pop("ALM_CACHE")
     if before is not None:
         os.environ["ALM_CACHE"] = before
+
+
+@pytest.fixture
+def mounted(tmp_path):
+    """`mounted(options)` is a folder on a file system of its own, in memory; skips where none may be mounted."""
+    disks = []
+
+    def mount(options):
+        disk = tmp_path / "disk"
+        disk.mkdir()
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", disk], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+        disks.append(disk)
+        return disk
+
+    yield mount
+    for disk in disks:
+        subprocess.run(["umount", disk], check=True)

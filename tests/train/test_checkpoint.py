@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
 
 import jax
 import jax.numpy as jnp
@@ -158,42 +157,28 @@ def test_folders_that_are_no_runs(tmp_path):
         RunFolder.open(run.path)
 
 
-def test_a_full_disk_leaves_earlier_checkpoints_whole(tmp_path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True, text=True)
-    if mount.returncode:
-        pytest.skip(f"a small file system cannot be mounted here: {mount.stderr.strip()}")
-    try:
-        stage = RunFolder.create(disk / "run", {}).stage(0, "align")
-        state = make_state(1, dim=60_000)  # about 0.4 MB
-        with pytest.raises(AlmError, match="the disk is full; earlier checkpoints are whole") as caught:
-            with Checkpoints(stage) as checkpoints:
-                for step in range(1, 9):
-                    checkpoints.save(make_state(step, dim=60_000), step)
-        assert "\n" not in str(caught.value)
-        whole = stage.steps()
-        assert whole
+def test_a_full_disk_leaves_earlier_checkpoints_whole(mounted):
+    disk = mounted("size=1m")
+    stage = RunFolder.create(disk / "run", {}).stage(0, "align")
+    state = make_state(1, dim=60_000)  # about 0.4 MB
+    with pytest.raises(AlmError, match="the disk is full; earlier checkpoints are whole") as caught:
         with Checkpoints(stage) as checkpoints:
-            restored = checkpoints.restore(abstract(state))
-        expected = make_state(whole[-1], dim=60_000)
-        jax.tree.map(np.testing.assert_array_equal, restored, expected)
-    finally:
-        subprocess.run(["umount", disk], check=True)
+            for step in range(1, 9):
+                checkpoints.save(make_state(step, dim=60_000), step)
+    assert "\n" not in str(caught.value)
+    whole = stage.steps()
+    assert whole
+    with Checkpoints(stage) as checkpoints:
+        restored = checkpoints.restore(abstract(state))
+    expected = make_state(whole[-1], dim=60_000)
+    jax.tree.map(np.testing.assert_array_equal, restored, expected)
 
 
-def test_a_disk_too_small_for_what_is_carried(tmp_path, caplog):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True, text=True)
-    if mount.returncode:
-        pytest.skip(f"a small file system cannot be mounted here: {mount.stderr.strip()}")
-    try:
-        numbers = jax.random.normal(jax.random.key(0), (600_000,))
-        with pytest.raises(AlmError, match="the disk is full"):
-            RunFolder.create(disk / "run", {}).stage(0, "align").begin({"decoder.head": numbers}, ())
-    finally:
-        subprocess.run(["umount", disk], check=True)
+def test_a_disk_too_small_for_what_is_carried(mounted, caplog):
+    disk = mounted("size=1m")
+    numbers = jax.random.normal(jax.random.key(0), (600_000,))
+    with pytest.raises(AlmError, match="the disk is full"):
+        RunFolder.create(disk / "run", {}).stage(0, "align").begin({"decoder.head": numbers}, ())
     assert not caplog.records  # the error is all that is told
 
 

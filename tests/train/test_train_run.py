@@ -332,21 +332,14 @@ def _windows(model, clips):
     return np.stack([frontend.numpy(wave) for wave in waves])[:, None], np.ones((len(clips), 1), np.float32)
 
 
-def test_a_full_disk_stops_a_run_that_goes_on_when_there_is_room(done, tmp_path, caches):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], capture_output=True, text=True)
-    if mount.returncode:
-        pytest.skip(f"a small file system cannot be mounted here: {mount.stderr.strip()}")
+def test_a_full_disk_stops_a_run_that_goes_on_when_there_is_room(done, mounted, caches):
+    disk = mounted("size=4m")
     experiment = short(1, **{"stages.read.features": "cached"})
-    try:
-        with pytest.raises(AlmError, match="the disk is full; earlier checkpoints are whole") as caught:
-            train(experiment, disk / "run", progress=False)
-        assert "\n" not in str(caught.value)
-        assert RunFolder.open(disk / "run").stage(0, "read").steps()
-        subprocess.run(["mount", "-o", "remount,size=40m", disk], check=True)
-        train(experiment, disk / "run", resume=True, progress=False)
-        rows = exact(read_metrics(disk / "run" / "metrics.jsonl"))
-        assert rows == exact([row for row in done[3] if row["stage"] == "read"])
-    finally:
-        subprocess.run(["umount", disk], check=True)
+    with pytest.raises(AlmError, match="the disk is full; earlier checkpoints are whole") as caught:
+        train(experiment, disk / "run", progress=False)
+    assert "\n" not in str(caught.value)
+    assert RunFolder.open(disk / "run").stage(0, "read").steps()
+    subprocess.run(["mount", "-o", "remount,size=40m", disk], check=True)
+    train(experiment, disk / "run", resume=True, progress=False)
+    rows = exact(read_metrics(disk / "run" / "metrics.jsonl"))
+    assert rows == exact([row for row in done[3] if row["stage"] == "read"])
