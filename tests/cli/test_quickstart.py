@@ -7,6 +7,7 @@ import pytest
 from alm_jax.cli import quickstart
 from alm_jax.cli.main import main
 
+SHIPPED = {"TINY_CONFIG": quickstart.TINY_CONFIG, "_TINY": quickstart._TINY}
 FEWER = """
 from alm_jax.core.config import apply_overrides, load_config_file
 
@@ -58,17 +59,22 @@ def losses(out):
     return [row["loss"] for row in rows if row["stage"] == "read" and "loss" in row]
 
 
+def fell(read):
+    return sum(read[-5:]) < 0.7 * sum(read[:5])
+
+
 def test_the_loss_fell(out):
-    read = losses(out)
-    assert sum(read[-5:]) < 0.8 * sum(read[:5])
+    assert fell(losses(out))
 
 
 @pytest.mark.slow
 def test_as_shipped(tmp_path, monkeypatch):
     monkeypatch.setenv("ALM_CACHE", str(tmp_path / "cache"))
+    for name, value in SHIPPED.items():  # which the other tests of this file make smaller
+        monkeypatch.setattr(quickstart, name, value)
     assert main(["quickstart", "--tiny", "--out", str(tmp_path / "run")]) == 0
     read = losses(tmp_path / "run")
-    assert len(read) == 60 and sum(read[-5:]) < 0.7 * sum(read[:5])
+    assert len(read) == 60 and fell(read)
 
 
 def test_a_second_run_shows_the_same_without_training(out, capsys):
